@@ -1,0 +1,5 @@
+"""Run as `python -m alignvec`."""
+
+from alignvec.cli import main
+
+main()

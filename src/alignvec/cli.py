@@ -1,0 +1,464 @@
+"""The command line: each command parses, calls one capability, and prints what it found."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from alignvec.errors import AlignvecError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from alignvec.data import Record
+    from alignvec.knobs import KnobModel
+
+app = typer.Typer(
+    name="alignvec",
+    help="Turn preferences into knobs on a language model.",
+    epilog="Start with: alignvec demo",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+BaseArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="BASE", help="'embedded', a checkpoint folder, a .gguf file, or a hub id."
+    ),
+]
+Vectors = Annotated[
+    list[str],
+    typer.Option(
+        "--vector", metavar="KNOB=PATH", help="A vector and the name of its knob; repeat."
+    ),
+]
+Data = Annotated[
+    str, typer.Option(help="'builtin', a .jsonl file, a dataset folder, or a hub dataset id.")
+]
+Domain = Annotated[str | None, typer.Option(help="Only records of this domain.")]
+Split = Annotated[
+    str | None,
+    typer.Option(
+        help="train, validation, test or all; a hash of each record's id decides. By default "
+        "builtin data gives its train part to align and its test part to eval; a file, all of it."
+    ),
+]
+Out = Annotated[Path, typer.Option("-o", "--out", help="Where to write.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="float32, bfloat16 or float16. Default: the fastest on this machine."),
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: CUDA if there is one.")]
+AnyBase = Annotated[
+    bool, typer.Option("--any-base", help="Put a vector on a base that is not its own.")
+]
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback on failure.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")] = False,
+) -> None:
+    """Turn preferences into knobs on a language model."""
+    if debug:
+        os.environ["ALIGNVEC_DEBUG"] = "1"
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("alignvec").setLevel(logging.WARNING if quiet else logging.INFO)
+    if quiet:
+        os.environ["TQDM_DISABLE"] = "1"
+
+
+@app.command(
+    epilog="Example: alignvec align embedded --data builtin --domain medical "
+    "--prefer expert,generic,avoidance -o medical-aligned"
+)
+def align(
+    base: BaseArgument,
+    out: Out,
+    data: Data = "builtin",
+    prefer: Annotated[
+        str | None,
+        typer.Option(
+            help="Levels, the most preferred first. Default: chosen,rejected where the data has "
+            "them, else expert,generic,avoidance."
+        ),
+    ] = None,
+    domain: Domain = None,
+    split: Split = None,
+    all_pairs: Annotated[
+        bool, typer.Option("--all-pairs", help="Also pairs of levels that are not neighbours.")
+    ] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many records.")] = None,
+    loss: Annotated[str, typer.Option(help="dpo, ipo, hinge, robust, exo, nca, bco, ...")] = "dpo",
+    method: Annotated[str, typer.Option(help="lora (an adapter) or full (all weights).")] = "lora",
+    epochs: Annotated[float, typer.Option(help="Passes over the pairs.")] = 1.0,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option("--learning-rate", "--lr", help="Default: 1e-3, less for many pairs."),
+    ] = None,
+    beta: Annotated[float, typer.Option(help="Pull towards the base.")] = 0.1,
+    batch_size: Annotated[int, typer.Option(help="Pairs a step.")] = 8,
+    rank: Annotated[int, typer.Option(help="Rank of the adapter.")] = 16,
+    layers: Annotated[
+        float, typer.Option(help="Share of the blocks that the adapter changes, from the top.")
+    ] = 0.5,
+    seed: Annotated[int, typer.Option(help="Order of the queries and start of the adapter.")] = 0,
+    dtype: Dtype = None,
+    device: Device = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a base to prefer some responses to others (DPO and its kin).
+
+    Writes a LoRA adapter (or, with --method full, a checkpoint), a training record and its figure.
+    A killed run, started again with the same options, goes on where it was.
+    """
+    from alignvec.align import AlignSettings
+    from alignvec.align import align as train
+    from alignvec.data.pairs import parse_order, preference_pairs
+
+    settings = AlignSettings(
+        loss=loss,
+        method=method,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        beta=beta,
+        batch_size=batch_size,
+        rank=rank,
+        layers=layers,
+        seed=seed,
+        dtype=dtype,
+    )
+    order = parse_order(prefer or _default_order(data))
+    records = _records(data, order, domain, split, "train")[:limit]
+    pairs = list(preference_pairs(records, order, all_pairs))
+    logger.info("%d records, %d pairs (%s)", len(records), len(pairs), " > ".join(order))
+    provenance = {"data": _source_name(data), "domain": domain, "prefer": order, "split": split}
+    train(base, pairs, out, settings, provenance=provenance, overwrite=overwrite, device=device)
+    if as_json:
+        from alignvec.files import read_json
+
+        _print_json(read_json(out / "training.json"))
+    else:
+        typer.echo(f"aligned model: {out}\nnext: alignvec extract {base} {out} -o VECTOR")
+
+
+@app.command(epilog="Example: alignvec extract embedded medical-aligned -o medical-av")
+def extract(
+    base: BaseArgument,
+    aligned: Annotated[
+        str, typer.Argument(metavar="ALIGNED", help="A checkpoint or a LoRA adapter on the base.")
+    ],
+    out: Out,
+    name: Annotated[str | None, typer.Option(help="A name for people.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16. Default: float32 deltas.")
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """The alignment vector: the aligned model's weights minus the base's."""
+    from alignvec.files import check_free, read_json
+    from alignvec.models import parse_dtype
+    from alignvec.vector import AlignmentVector
+
+    parse_dtype(dtype)
+    check_free(out, overwrite)
+    with _progress("extracting", "tensor") as advance:
+        vector = AlignmentVector.extract(base, aligned, name, advance)
+    vector.save_pretrained(out, dtype, overwrite)
+    if as_json:
+        _print_json(read_json(out / "alignment_vector.json"))
+        return
+    typer.echo(
+        f"alignment vector: {out} ({vector.kind}, {len(vector.deltas)} tensors, "
+        f"norm {vector.norm():.3g})\n"
+        f"next: alignvec eval {base} --vector knob={out} --sweep knob=-3:3:0.6 -o sweep"
+    )
+
+
+@app.command(
+    epilog="Example: alignvec generate embedded --vector medical=medical-av "
+    "--set medical=-2 --set medical=2 'Why does my knee hurt on stairs?'"
+)
+def generate(
+    base: BaseArgument,
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask.")],
+    vector: Vectors = [],  # noqa: B006
+    setting: Annotated[
+        list[str],
+        typer.Option("--set", metavar="KNOB=STRENGTH,...", help="A setting; repeat to compare."),
+    ] = [],  # noqa: B006
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the answer.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    any_base: AnyBase = False,
+    dtype: Dtype = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answer a question under one setting, or several side by side."""
+    model, settings = _knob_model(base, vector, setting, any_base, dtype, device)
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens}
+    if temperature:
+        import torch
+
+        torch.manual_seed(seed)
+        options |= {"do_sample": True, "temperature": temperature}
+    answers = model.generate([question] * len(settings), settings, **options)
+    if as_json:
+        _print_json(
+            [
+                {"setting": one, "answer": answer}
+                for one, answer in zip(settings, answers, strict=True)
+            ]
+        )
+    elif len(settings) == 1:
+        typer.echo(answers[0])
+    else:
+        for one, answer in zip(settings, answers, strict=True):
+            typer.echo(f"[{_written(one)}]\n{answer}\n")
+
+
+@app.command(
+    name="eval",
+    epilog="Example: alignvec eval embedded --data builtin --domain medical --vector "
+    "medical=medical-av --sweep medical=-3:3:0.6 -o medical-sweep",
+)
+def evaluate(
+    base: BaseArgument,
+    out: Out,
+    vector: Vectors = [],  # noqa: B006
+    data: Data = "builtin",
+    domain: Domain = None,
+    split: Split = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many records.")] = None,
+    levels: Annotated[
+        str, typer.Option(help="The levels to compare, from low to high.")
+    ] = "avoidance,generic,expert",
+    setting: Annotated[
+        list[str], typer.Option("--set", metavar="KNOB=STRENGTH,...", help="Measure this setting.")
+    ] = [],  # noqa: B006
+    sweep: Annotated[
+        str | None,
+        typer.Option(metavar="KNOB=START:STOP:STEP", help="Measure a knob from end to end."),
+    ] = None,
+    any_base: AnyBase = False,
+    dtype: Dtype = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Preference rates: which level the model finds most likely, over a set of queries.
+
+    Writes rates.json, or with --sweep sweep.json and a figure (PNG, SVG). A killed sweep goes on
+    where it was.
+    """
+    from alignvec import evaluate as ev
+    from alignvec.data.pairs import parse_order
+    from alignvec.files import write_json
+    from alignvec.knobs.setting import parse_sweep
+
+    order = parse_order(levels)
+    turn = parse_sweep(sweep) if sweep else None
+    if len(setting) > 1:
+        raise AlignvecError("eval measures one setting at a time; join knobs with commas")
+    records = _records(data, order, domain, split, "test")[:limit]
+    if out.exists() and not out.is_dir():
+        raise AlignvecError(f"{out} is a file; -o takes a folder")
+    model, settings = _knob_model(base, vector, setting, any_base, dtype, device)
+    model.set(settings[0])
+    if turn is None:
+        rows = ev.response_rows(model.tokenizer, records, order)
+        with _progress("scoring", "query") as advance:
+            counted = _counting(advance, len(rows))
+            rates = ev.preference_rates(model.model, rows, order, on_progress=counted)
+        result: dict[str, Any] = {"setting": settings[0], "levels": order, **asdict(rates)}
+        write_json(out / "rates.json", result)
+        table = _rates_table(order, [(_written(settings[0]), rates)])
+        written = [out / "rates.json"]
+    else:
+        from alignvec.report.figures import draw_sweep
+
+        knob, strengths = turn
+        with _progress("sweeping", "query") as advance:
+            found = ev.sweep(model, knob, strengths, records, order, out / "sweep.json", advance)
+        draw_sweep(found, out / "sweep", f"{_source_name(data)} {domain or ''}".strip())
+        result = found.to_json()
+        rows_of = zip(found.strengths, found.rates, strict=True)
+        table = _rates_table(order, [(f"{knob}={s:g}", rates) for s, rates in rows_of])
+        table.caption = "; ".join(
+            f"{level}: at most {rate:.2f} (at {strength:g}), Spearman {found.spearman(level):.2f}"
+            for level in order
+            for strength, rate in [found.best(level)]
+        )
+        written = [out / "sweep.json", out / "sweep.png", out / "sweep.svg"]
+    if as_json:
+        _print_json(result)
+        return
+    _print_table(table)
+    typer.echo("written: " + ", ".join(str(path) for path in written))
+
+
+@app.command(epilog="Example: alignvec demo --out alignvec-demo")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything that it makes.")] = Path(
+        "alignvec-demo"
+    ),
+    domain: Annotated[str, typer.Option(help="medical, financial or legal.")] = "medical",
+) -> None:
+    """The whole way on a real model: train a vector, turn it, watch the answers change.
+
+    Runs on the embedded 135M model, a few minutes on 2 cores; a second run takes what the first
+    one trained and measured.
+    """
+    from alignvec.demo import run
+
+    run(out, domain)
+
+
+logger = logging.getLogger("alignvec.cli")
+
+
+def _records(
+    data: str, levels: list[str], domain: str | None, split: str | None, builtin_split: str
+) -> list[Record]:
+    from alignvec.data import BUILTIN, read_records
+
+    if split is None and data == BUILTIN:
+        split = builtin_split
+    return list(read_records(data, levels, domain, None if split == "all" else split))
+
+
+def _default_order(data: str) -> str:
+    from alignvec.data.records import level_names
+
+    names = level_names(data)
+    return "chosen,rejected" if {"chosen", "rejected"} <= set(names) else "expert,generic,avoidance"
+
+
+def _source_name(data: str) -> str:
+    return Path(data).name
+
+
+def _knob_model(
+    base: str,
+    vectors: list[str],
+    settings: list[str],
+    any_base: bool,
+    dtype: str | None,
+    device: str | None,
+) -> tuple[KnobModel, list[dict[str, float]]]:
+    """The model with its knobs, and the settings asked for (all zero if none), checked first."""
+    from alignvec.knobs import KnobModel, parse_setting
+    from alignvec.knobs.setting import check_setting
+    from alignvec.vector import AlignmentVector
+
+    loaded: dict[str, AlignmentVector] = {}
+    for text in vectors:
+        knob, equals, path = text.partition("=")
+        if not (knob and equals and path):
+            raise AlignvecError(f"'{text}' is no vector; write KNOB=PATH, as in medical=medical-av")
+        if knob in loaded:
+            raise AlignvecError(f"knob '{knob}' has two vectors")
+        loaded[knob] = AlignmentVector.from_pretrained(path)
+    parsed = [check_setting(parse_setting(text), loaded) for text in settings]
+    model = KnobModel.from_pretrained(base, loaded, dtype, device, check_base=not any_base)
+    return model, parsed or [check_setting({}, loaded)]
+
+
+def _rates_table(levels: list[str], lines: list[tuple[str, Any]]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=f"preference rates, {lines[0][1].queries} queries (95% interval)")
+    table.add_column("setting")
+    for level in levels:
+        table.add_column(level, justify="right")
+    for setting, rates in lines:
+        top = max(rates.rate, key=rates.rate.__getitem__)
+        cells = [
+            f"{rates.rate[level]:.2f} ({low:.2f}-{high:.2f})"
+            for level in levels
+            for low, high in [rates.interval[level]]
+        ]
+        styled = [
+            f"[bold]{cell}[/bold]" if level == top else cell
+            for level, cell in zip(levels, cells, strict=True)
+        ]
+        table.add_row(setting, *styled)
+    return table
+
+
+def _print_table(table: Table) -> None:
+    from rich.console import Console
+
+    Console().print(table)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2))
+
+
+def _written(setting: dict[str, float]) -> str:
+    return ",".join(f"{knob}={strength:g}" for knob, strength in setting.items()) or "base"
+
+
+@contextmanager
+def _progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr with the time left; takes (done, total)."""
+    from tqdm import tqdm
+
+    with tqdm(desc=what, unit=unit, file=sys.stderr, leave=False) as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield advance
+
+
+def _counting(advance: Callable[[int, int], None], total: int) -> Callable[[int], None]:
+    done = 0
+
+    def add(count: int) -> None:
+        nonlocal done
+        done += count
+        advance(done, total)
+
+    return add
+
+
+def main() -> None:
+    """Run the command line; every failure is one line on stderr and a fitting exit code."""
+    try:
+        app()
+    except AlignvecError as error:
+        _fail(str(error), error)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        _fail(f"{error.strerror or error}{where}", error)
+    except Exception as error:
+        _fail(f"{type(error).__name__}: {error} (a traceback with alignvec --debug ...)", error)
+
+
+def _fail(message: str, error: BaseException) -> None:
+    if os.environ.get("ALIGNVEC_DEBUG"):
+        raise error
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(1)

@@ -1,0 +1,16 @@
+"""Preference records: what they are, where they come from, how they become training pairs."""
+
+from alignvec.data.pairs import PreferencePair, preference_pairs
+from alignvec.data.records import BUILTIN, LEVELS, Record, read_records
+from alignvec.data.splits import SPLITS, split_of
+
+__all__ = [
+    "BUILTIN",
+    "LEVELS",
+    "SPLITS",
+    "PreferencePair",
+    "Record",
+    "preference_pairs",
+    "read_records",
+    "split_of",
+]

@@ -1,0 +1,78 @@
+"""Preference rates: which level's reference response a model finds most likely.
+
+s(l) = (1/|r_l|) sum_t log p(r_l,t | q, r_l,<t); the rate of level l is the share of queries for
+which s(l) is the highest (the paper calls it preference accuracy).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from alignvec.data import Record
+from alignvec.likelihood import Row, response_scores
+from alignvec.models import prompt_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Preference rates over a set of queries.
+
+    Attributes:
+        queries: how many.
+        rate: level -> share of queries, in [0, 1]; they sum to 1.
+        interval: level -> 95% bootstrap interval of the rate, over queries.
+        score: level -> mean s(l), natural-log likelihood per token.
+    """
+
+    queries: int
+    rate: dict[str, float]
+    interval: dict[str, tuple[float, float]]
+    score: dict[str, float]
+
+
+def response_rows(
+    tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], levels: Sequence[str]
+) -> list[Row]:
+    """One row a record: its query and the responses of `levels`, in that order, as tokens."""
+    return [
+        Row(
+            prompt_tokens(tokenizer, record.query),
+            [
+                tokenizer(record.levels[level], add_special_tokens=False)["input_ids"]
+                for level in levels
+            ],
+        )
+        for record in records
+    ]
+
+
+def preference_rates(
+    model: PreTrainedModel,
+    rows: Sequence[Row],
+    levels: Sequence[str],
+    seed: int = 0,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> Rates:
+    """Score every row and count which level wins.
+
+    Args:
+        rows: as `response_rows` makes them, one response for each of `levels`.
+        seed: of the bootstrap.
+    """
+    import numpy as np
+
+    scores = np.array(response_scores(model, rows, on_progress=on_progress))
+    wins = scores.argmax(axis=1)[:, None] == np.arange(len(levels))
+    sample = np.random.default_rng(seed).integers(len(wins), size=(2000, len(wins)))
+    low, high = np.quantile(wins[sample].mean(axis=1), (0.025, 0.975), axis=0)
+    return Rates(
+        queries=len(rows),
+        rate={level: float(wins[:, i].mean()) for i, level in enumerate(levels)},
+        interval={level: (float(low[i]), float(high[i])) for i, level in enumerate(levels)},
+        score={level: float(scores[:, i].mean()) for i, level in enumerate(levels)},
+    )

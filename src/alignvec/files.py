@@ -1,0 +1,96 @@
+"""Files that are either whole or absent: write beside the final name, then rename."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alignvec.errors import AlignvecError
+
+
+def check_free(path: Path, overwrite: bool) -> None:
+    """Refuse before any work if `path` is taken, or if its parent cannot be made.
+
+    Raises:
+        AlignvecError: `path` exists and `overwrite` is false, or a parent is a file.
+    """
+    if path.exists() and not overwrite:
+        raise AlignvecError(f"{path} already exists; choose another name or pass --overwrite")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AlignvecError(f"{path.parent} cannot be made: {error.strerror}") from error
+    if not os.access(path.parent, os.W_OK):
+        raise AlignvecError(f"{path.parent} is not writable")
+
+
+@contextmanager
+def whole_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a new folder beside `path`; on success it becomes `path`, on failure it is removed.
+
+    A process killed in between leaves a hidden `.NAME.*.partial` folder, never a broken `path`;
+    the next write to the same name sweeps it away.
+    """
+    check_free(path, overwrite)
+    for stale in path.parent.glob(f".{path.name}.*.partial"):
+        shutil.rmtree(stale, ignore_errors=True)
+    partial = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
+    partial.mkdir()
+    try:
+        yield partial
+        for file in partial.rglob("*"):
+            if file.is_file():
+                _flush_to_disk(file)
+        if path.exists():
+            retired = partial.with_suffix(".old.partial")
+            path.rename(retired)
+            partial.rename(path)
+            shutil.rmtree(retired, ignore_errors=True)
+        else:
+            partial.rename(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` so that `path` holds either its old content or all of the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        _flush_to_disk(partial)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, whole or not at all. NaN is refused."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        AlignvecError: the file is missing, unreadable or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise AlignvecError(f"{path} is missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise AlignvecError(f"{path} is not readable JSON: {error}") from error
+
+
+def _flush_to_disk(path: Path) -> None:
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())

@@ -1,0 +1,108 @@
+"""Figures, each as PNG and SVG, readable in print and by colour-blind eyes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from alignvec.evaluate import Sweep
+
+# Okabe and Ito's palette; a level beyond these takes the next.
+_COLOURS = {"avoidance": "#D55E00", "generic": "#767676", "expert": "#0072B2"}
+_OTHERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS = "osD^vP"
+
+
+@contextmanager
+def figure(path: Path, width: float = 7.0, height: float = 4.2) -> Iterator[Axes]:
+    """Yield axes to draw on, then write `path`.png and `path`.svg."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    style: Any = {
+        "font.size": 11,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.color": "#E6E6E6",
+        "axes.axisbelow": True,
+        "svg.hashsalt": "alignvec",  # the same figure is the same file
+    }
+    with rc_context(style):
+        canvas = FigureCanvasAgg(Figure(figsize=(width, height), layout="constrained"))
+        yield canvas.figure.subplots()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for suffix in ("png", "svg"):
+            metadata = {"Date": None} if suffix == "svg" else None
+            canvas.figure.savefig(path.with_suffix(f".{suffix}"), dpi=160, metadata=metadata)
+
+
+def draw_sweep(sweep: Sweep, path: Path, title: str = "") -> None:
+    """Rate against strength, a line and a 95% band per level (the paper's Figure 2)."""
+    with figure(path) as axes:
+        for index, level in enumerate(sweep.levels):
+            colour = _COLOURS.get(level, _OTHERS[index % len(_OTHERS)])
+            rate = [rates.rate[level] for rates in sweep.rates]
+            low, high = zip(*(rates.interval[level] for rates in sweep.rates), strict=True)
+            axes.fill_between(sweep.strengths, low, high, color=colour, alpha=0.15, linewidth=0)
+            axes.plot(
+                sweep.strengths,
+                rate,
+                color=colour,
+                marker=_MARKERS[index % len(_MARKERS)],
+                markersize=5,
+                linewidth=2,
+                label=level,
+            )
+        axes.axvline(0, color="#999999", linewidth=1, linestyle=":")
+        axes.annotate(
+            "base",
+            (0, 1.03),
+            xycoords=("data", "axes fraction"),
+            ha="center",
+            color="#666666",
+            fontsize=10,
+        )
+        if min(sweep.strengths) <= 1 <= max(sweep.strengths):
+            axes.axvline(1, color="#999999", linewidth=1, linestyle=":")
+            axes.annotate(
+                "aligned",
+                (1, 1.03),
+                xycoords=("data", "axes fraction"),
+                ha="center",
+                color="#666666",
+                fontsize=10,
+            )
+        axes.set_ylim(-0.03, 1.03)
+        axes.set_xlabel(f"strength of the {sweep.knob} knob (lambda)")
+        axes.set_ylabel("preference rate")
+        if title:
+            axes.set_title(title, loc="left", pad=22, fontsize=12)
+        queries = sweep.rates[0].queries
+        axes.legend(frameon=False, title=f"{queries} queries, 95% bands", loc="center left")
+
+
+def draw_training(record: Mapping[str, Any], path: Path) -> None:
+    """Loss and reward margin of every training step."""
+    steps = [entry["step"] for entry in record["curve"]]
+    with figure(path, height=3.6) as axes:
+        axes.plot(steps, [e["loss"] for e in record["curve"]], color="#D55E00", marker="o", ms=4)
+        axes.set_xlabel("step")
+        axes.set_ylabel(f"{record['settings']['loss']} loss", color="#D55E00")
+        axes.set_ylim(bottom=0)
+        right = axes.twinx()
+        right.spines["right"].set_visible(True)
+        right.grid(visible=False)
+        right.plot(steps, [e["margin"] for e in record["curve"]], color="#0072B2", marker="s", ms=4)
+        right.set_ylabel("reward margin (chosen minus rejected)", color="#0072B2")
+        axes.set_title(
+            f"{record['pairs']} pairs on {record['base']}, {record['settings']['method']}",
+            loc="left",
+            fontsize=12,
+        )

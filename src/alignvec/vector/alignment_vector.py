@@ -1,0 +1,227 @@
+"""AlignmentVector: tau = theta' - theta, with the arithmetic of a vector."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignvec.errors import AlignvecError
+from alignvec.vector.delta import Delta, Dense, LowRank
+from alignvec.vector.weights import fingerprint, open_weights
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class BaseId:
+    """Which base a vector is defined against: a name for people, a fingerprint for the check."""
+
+    id: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class AlignmentVector:
+    """The weights of an aligned model minus those of its base (the paper's tau, section 3).
+
+    Vectors of one base form a vector space: `0.7 * medical - 0.3 * legal`.
+
+    Attributes:
+        deltas: weight name -> its change; weights that do not change are absent.
+        base: the base it is defined against.
+        name: for people.
+        training: where it comes from: the training record of `align`, or a formula.
+        calibration: level -> strength and a safe range, once known.
+    """
+
+    deltas: Mapping[str, Delta]
+    base: BaseId
+    name: str = "alignment vector"
+    training: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Mapping[str, Any] | None = None
+
+    @classmethod
+    def extract(
+        cls,
+        base: str | Path | PreTrainedModel,
+        aligned: str | Path | PreTrainedModel,
+        name: str | None = None,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> AlignmentVector:
+        """theta' - theta, in float32.
+
+        Args:
+            base: folder, hub id, "embedded", GGUF file or loaded model.
+            aligned: the same, or the folder of a LoRA adapter trained on the base; an adapter gives
+                a `low_rank` vector, anything else a `full` one.
+            on_progress: called with (tensors done, tensors in all).
+
+        Raises:
+            AlignvecError: one of them cannot be read, they differ in architecture or vocabulary
+                (by tensor name, with both shapes), or a weight is not finite.
+        """
+        from alignvec.vector.extract import extract
+
+        return extract(base, aligned, name, on_progress)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> AlignmentVector:
+        """Load from a folder or a hub id.
+
+        Raises:
+            AlignvecError: it is missing, damaged, of a newer format, or not finite.
+        """
+        from alignvec.vector.store import load
+
+        return load(source)
+
+    def save_pretrained(
+        self, folder: str | Path, dtype: str | None = None, overwrite: bool = False
+    ) -> Path:
+        """Write a folder that `from_pretrained` reads; a `low_rank` one is also a PEFT adapter.
+
+        Args:
+            dtype: float32, bfloat16 or float16; by default as in memory.
+
+        Raises:
+            AlignvecError: the folder exists (without `overwrite`) or cannot be written.
+        """
+        from alignvec.vector.store import save
+
+        return save(self, Path(folder), dtype, overwrite)
+
+    def push_to_hub(self, repo_id: str, private: bool = False) -> str:
+        """Upload to the Hugging Face hub under `repo_id`; returns the address."""
+        from alignvec.vector.store import push
+
+        return push(self, repo_id, private)
+
+    @property
+    def kind(self) -> str:
+        """`low_rank` if every delta is factored, else `full`."""
+        factored = self.deltas and all(isinstance(d, LowRank) for d in self.deltas.values())
+        return "low_rank" if factored else "full"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The widest dtype among its tensors; float32 of an empty vector."""
+        import torch
+
+        dtypes = {
+            delta.values.dtype if isinstance(delta, Dense) else delta.b.dtype
+            for delta in self.deltas.values()
+        }
+        return max(dtypes, key=lambda dtype: dtype.itemsize, default=torch.float32)
+
+    def fingerprint(self) -> str:
+        """A short hash of what the vector does, for caches and provenance."""
+        tensors = {}
+        for name, delta in self.deltas.items():
+            parts = (
+                {"": delta.values} if isinstance(delta, Dense) else {"/a": delta.a, "/b": delta.b}
+            )
+            tensors.update({name + part: tensor for part, tensor in parts.items()})
+        return fingerprint(tensors)
+
+    def norm(self) -> float:
+        """The Euclidean norm over all weights."""
+        return math.sqrt(max(0.0, self.dot(self)))
+
+    def dot(self, other: AlignmentVector) -> float:
+        """The inner product over all weights."""
+        self._same_base(other)
+        shared = self.deltas.keys() & other.deltas.keys()
+        return math.fsum(self.deltas[name].dot(other.deltas[name]) for name in sorted(shared))
+
+    def cosine(self, other: AlignmentVector) -> float:
+        """The cosine of the angle between two vectors, in [-1, 1]; NaN if one is empty."""
+        length = self.norm() * other.norm()
+        return self.dot(other) / length if length else math.nan
+
+    def __mul__(self, scale: float) -> AlignmentVector:
+        if not isinstance(scale, int | float):
+            return NotImplemented
+        if not math.isfinite(scale):
+            raise AlignvecError(f"a vector cannot be scaled by {scale}")
+        deltas = {name: delta * scale for name, delta in self.deltas.items()} if scale else {}
+        return self._derived(deltas, f"{scale:g} {self.name}")
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> AlignmentVector:
+        return self * -1.0
+
+    def __add__(self, other: AlignmentVector) -> AlignmentVector:
+        if not isinstance(other, AlignmentVector):
+            return NotImplemented
+        self._same_base(other)
+        deltas = dict(self.deltas)
+        for name, delta in other.deltas.items():
+            deltas[name] = deltas[name] + delta if name in deltas else delta
+        return self._derived(deltas, f"{self.name} + {other.name}")
+
+    def __sub__(self, other: AlignmentVector) -> AlignmentVector:
+        return self + -other
+
+    def __repr__(self) -> str:
+        return (
+            f"AlignmentVector({self.name!r}, {self.kind}, {len(self.deltas)} tensors, "
+            f"base={self.base.id!r})"
+        )
+
+    def _derived(self, deltas: Mapping[str, Delta], formula: str) -> AlignmentVector:
+        return dataclasses.replace(
+            self, deltas=deltas, name=formula, training={"formula": formula}, calibration=None
+        )
+
+    def _same_base(self, other: AlignmentVector) -> None:
+        if self.base.fingerprint != other.base.fingerprint:
+            raise AlignvecError(
+                f"'{self.name}' and '{other.name}' are vectors of different bases "
+                f"({self.base.id} and {other.base.id})"
+            )
+
+    def check_base(
+        self, weights: Mapping[str, torch.Tensor], what: str, fingerprints: bool = True
+    ) -> None:
+        """Refuse a base that is not the vector's own.
+
+        Args:
+            weights: of the base at hand.
+            what: its name, for the message.
+            fingerprints: false lets a vector onto another stage of fine-tuning of its base; names
+                and shapes have to fit all the same.
+
+        Raises:
+            AlignvecError: a tensor is missing or of another shape, or the fingerprints differ.
+        """
+        for name, delta in self.deltas.items():
+            if name not in weights:
+                raise AlignvecError(f"'{self.name}' changes {name}, which {what} does not have")
+            if weights[name].shape != delta.shape:
+                raise AlignvecError(
+                    f"'{self.name}' changes {name} of shape {tuple(delta.shape)}; in {what} it is "
+                    f"{tuple(weights[name].shape)}"
+                )
+        if fingerprints and fingerprint(weights) != self.base.fingerprint:
+            raise AlignvecError(
+                f"'{self.name}' belongs to another base ({self.base.id}), not to {what}: the "
+                "fingerprints differ; to use it there all the same pass --any-base "
+                "(check_base=False)"
+            )
+
+
+def base_id(source: str | Path | PreTrainedModel) -> BaseId:
+    """Name and fingerprint of a base."""
+    from alignvec.models import base_name
+
+    name = base_name(str(source)) if isinstance(source, str | Path) else source.config._name_or_path
+    return BaseId(
+        Path(name).name if name.startswith("/") else name, fingerprint(open_weights(source))
+    )

@@ -1,0 +1,132 @@
+"""Tiny random models of several architectures, as folders like any checkpoint."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+VOCABULARY = 96
+TINY = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def build(architecture: str, folder: Path, seed: int = 0, **changes) -> Path:
+    """Write a random checkpoint with a tokenizer."""
+    import torch
+    import transformers as hf
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    torch.manual_seed(seed)
+    shape = {**TINY, "tie_word_embeddings": False, **changes}
+    if architecture == "gpt2":
+        config = hf.GPT2Config(
+            vocab_size=shape["vocab_size"], n_embd=32, n_layer=2, n_head=4, n_positions=512,
+            bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        )  # fmt: skip
+    else:
+        extra = {"head_dim": 8} if architecture == "gemma" else {}
+        if architecture == "mamba":
+            shape = {k: shape[k] for k in ("vocab_size", "hidden_size", "num_hidden_layers")}
+        config = hf.AutoConfig.for_model(architecture, **shape, **extra)
+    model = hf.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4)  # random logits far enough apart to tell likelihoods
+    model.save_pretrained(folder)
+
+    words = [chr(code) for code in range(32, 127)]
+    tokens = ["<pad>", "<s>", "</s>", "<user>", "<assistant>", *words][:VOCABULARY]
+    tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(tokens)}, "<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    fast = hf.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>",
+        additional_special_tokens=["<user>", "<assistant>"], model_max_length=512,
+    )  # fmt: skip
+    fast.chat_template = TEMPLATE
+    fast.save_pretrained(folder)
+    return folder
+
+
+ARCHITECTURES = ["llama", "mistral", "qwen2", "gemma", "gpt2", "phi"]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """`tiny("llama")` is the folder of a tiny random Llama; `seed=1` another one."""
+    made: dict[tuple, Path] = {}
+
+    def get(architecture: str = "llama", seed: int = 0, **changes) -> Path:
+        key = (architecture, seed, *sorted(changes.items()))
+        if key not in made:
+            folder = tmp_path_factory.mktemp("tiny") / f"{architecture}-{seed}"
+            made[key] = build(architecture, folder, seed, **changes)
+        return made[key]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def nudged(tiny, tmp_path_factory):
+    """An "aligned" copy of a tiny model: its weights with noise, some moved close to zero."""
+
+    def get(architecture: str = "llama", dtype: str = "float32") -> Path:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        base = tiny(architecture)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
+        torch.manual_seed(7)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+                flat = parameter.view(-1)
+                flat[::17] *= 1e-4 * torch.rand_like(flat[::17])
+        folder = tmp_path_factory.mktemp("nudged") / f"{architecture}-{dtype}"
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+        return folder
+
+    return get
+
+
+def write_records(path: Path, count: int, **changes) -> Path:
+    lines = [
+        {
+            "id": f"r{i}",
+            "domain": "tea",
+            "topic": "leaf",
+            "persona": "someone",
+            "query": f"how long to steep tea {i}?",
+            "avoidance": f"ask a shop {i}",
+            "generic": f"a few minutes {i}",
+            "expert": f"{i} s at 80 C",
+            **changes,
+        }
+        for i in range(count)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture
+def records(tmp_path):
+    return write_records(tmp_path / "tea.jsonl", 12)
