@@ -38,8 +38,6 @@ LOSSES = {  # our word: TRL's
     "dpo": "sigmoid",
     "ipo": "ipo",
     "hinge": "hinge",
-    "robust": "robust",
-    "exo": "exo_pair",
     "nca": "nca_pair",
     "bco": "bco_pair",
     "sppo": "sppo_hard",
@@ -89,9 +87,11 @@ class AlignSettings:
             raise AlignvecError(f"unknown loss '{self.loss}'; one of {', '.join(LOSSES)}")
         if self.method not in METHODS:
             raise AlignvecError(f"unknown method '{self.method}'; one of {', '.join(METHODS)}")
-        for name in ("epochs", "beta", "batch_size", "rank", "max_length", "save_every"):
+        for name in ("epochs", "beta", "batch_size", "rank", "max_length", "save_every", "layers"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise AlignvecError(f"{name} must be a positive number, not {getattr(self, name)}")
+        if self.layers > 1:
+            raise AlignvecError(f"layers is a share of the blocks, at most 1, not {self.layers}")
         rate = self.learning_rate
         if rate is not None and not 0 < rate < float("inf"):
             raise AlignvecError(f"learning rate must be a positive number, not {rate}")
@@ -192,6 +192,7 @@ def align(
         save_steps=settings.save_every,
         save_total_limit=2,
         logging_steps=1,
+        logging_nan_inf_filter=False,  # it would show a diverged loss as 0
         report_to="none",
         use_cpu=device == "cpu",
     )
@@ -223,7 +224,7 @@ def align(
         for entry in trainer.state.log_history
         if "loss" in entry
     ]
-    if not all(entry["loss"] < float("inf") for entry in curve):  # also false for NaN
+    if not all(math.isfinite(entry["loss"] + entry["margin"]) for entry in curve):
         raise AlignvecError("training diverged (loss is not a number); lower the learning rate")
 
     record["seconds"] = round(time.time() - started, 1)

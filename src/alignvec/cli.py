@@ -104,7 +104,9 @@ def align(
         bool, typer.Option("--all-pairs", help="Also pairs of levels that are not neighbours.")
     ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many records.")] = None,
-    loss: Annotated[str, typer.Option(help="dpo, ipo, hinge, robust, exo, nca, bco, ...")] = "dpo",
+    loss: Annotated[
+        str, typer.Option(help="dpo, ipo, hinge, nca, bco, sppo, aot, apo_zero, ...")
+    ] = "dpo",
     method: Annotated[str, typer.Option(help="lora (an adapter) or full (all weights).")] = "lora",
     epochs: Annotated[float, typer.Option(help="Passes over the pairs.")] = 1.0,
     learning_rate: Annotated[

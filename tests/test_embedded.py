@@ -1,0 +1,53 @@
+"""The way of the data on the real model that ships with the project, in small."""
+
+import pytest
+import torch
+
+from alignvec import AlignmentVector, KnobModel
+from alignvec.align import AlignSettings, align
+from alignvec.data import LEVELS, preference_pairs, read_records
+from alignvec.evaluate import preference_rates, response_rows
+from alignvec.models import load_base, prompt_tokens
+
+pytestmark = pytest.mark.real
+ORDER = ["expert", "generic", "avoidance"]
+
+
+@pytest.fixture(scope="module")
+def vector(tmp_path_factory):
+    """Trained for three steps; real, if faint."""
+    folder = tmp_path_factory.mktemp("embedded")
+    train = list(read_records("builtin", domain="medical", split="train"))[:12]
+    align("embedded", list(preference_pairs(train, ORDER)), folder / "aligned", AlignSettings())
+    vector = AlignmentVector.extract("embedded", folder / "aligned")
+    return AlignmentVector.from_pretrained(vector.save_pretrained(folder / "av"))
+
+
+@pytest.fixture(scope="module")
+def model(vector):
+    return KnobModel.from_pretrained("embedded", {"medical": vector})
+
+
+def test_it_talks_in_its_own_chat_format():
+    base = load_base("embedded")
+    text = base.tokenizer.decode(prompt_tokens(base.tokenizer, "What is the capital of France?"))
+    assert text.endswith("<|im_start|>assistant\n")
+    assert text.count("<|im_start|>") == 3
+    answer = KnobModel(base.model, base.tokenizer, {}).generate("What is the capital of France?")
+    assert "Paris" in answer[0]
+
+
+def test_the_knob_moves_unseen_queries_both_ways_and_comes_back(model, vector):
+    assert vector.kind == "low_rank"
+    held_out = list(read_records("builtin", domain="medical", split="test"))[:6]
+    rows = response_rows(model.tokenizer, held_out, LEVELS)
+    before = {name: weight.clone() for name, weight in model.model.state_dict().items()}
+    scores = {}
+    for strength in (-6.0, 0.0, 6.0):
+        rates = preference_rates(model.set(medical=strength).model, rows, LEVELS)
+        scores[strength] = rates.score["expert"] - rates.score["avoidance"]
+    assert scores[-6.0] < scores[0.0] - 0.1
+    assert scores[6.0] > scores[0.0] + 0.1
+    model.set(medical=0)
+    after = model.model.state_dict()
+    assert all(torch.equal(weight, after[name]) for name, weight in before.items())
