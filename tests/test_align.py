@@ -30,6 +30,7 @@ def trainer(cls, base, pairs, folder, **options):
     from trl import DPOConfig
 
     tokenizer = AutoTokenizer.from_pretrained(base)
+    targets = ["in_proj"] if "mamba" in base.name else "all-linear"
     return cls(
         model=AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
         args=DPOConfig(
@@ -39,7 +40,7 @@ def trainer(cls, base, pairs, folder, **options):
         ),
         train_dataset=_dataset(pairs, tokenizer, 0, folder),
         processing_class=tokenizer,
-        peft_config=LoraConfig(r=4, target_modules=["in_proj"] if "mamba" in str(base) else "all-linear"),
+        peft_config=LoraConfig(r=4, target_modules=targets),
     )  # fmt: skip
 
 

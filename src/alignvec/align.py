@@ -16,6 +16,7 @@ import random
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -147,6 +148,8 @@ def align(
     import torch
     from trl import DPOConfig
 
+    # The adapter's base may be a name that PEFT cannot look up, which is none of its business.
+    warnings.filterwarnings("ignore", message="Could not find a config file")
     started = time.time()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = settings.dtype or (
@@ -248,7 +251,7 @@ def _dataset(
     pairs: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerBase, seed: int, work: Path
 ) -> Dataset:
     """Pairs as TRL reads them, queries shuffled; on disk, so that TRL's caches survive a kill."""
-    from datasets import Dataset, load_from_disk
+    import datasets
 
     by_prompt: dict[str, list[PreferencePair]] = {}
     for pair in pairs:
@@ -270,10 +273,12 @@ def _dataset(
         }
         for pair in ordered
     ]
+    if len(rows) < 5000:  # bars that flash by hide the one that matters
+        datasets.disable_progress_bars()
     folder = work / "pairs"
     if not (folder / "state.json").exists():
-        Dataset.from_list(rows).save_to_disk(folder)
-    return load_from_disk(str(folder))
+        datasets.Dataset.from_list(rows).save_to_disk(folder)
+    return datasets.load_from_disk(str(folder))
 
 
 def _lora_config(model: PreTrainedModel, settings: AlignSettings) -> LoraConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from alignvec.errors import AlignvecError
+
+_RETIRED = ".retired.partial"
 
 
 def check_free(path: Path, overwrite: bool) -> None:
@@ -35,11 +38,10 @@ def whole_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield a new folder beside `path`; on success it becomes `path`, on failure it is removed.
 
     A process killed in between leaves a hidden `.NAME.*.partial` folder, never a broken `path`;
-    the next write to the same name sweeps it away.
+    the next write to the same name clears it away.
     """
+    _sweep(path)
     check_free(path, overwrite)
-    for stale in path.parent.glob(f".{path.name}.*.partial"):
-        shutil.rmtree(stale, ignore_errors=True)
     partial = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
     partial.mkdir()
     try:
@@ -48,7 +50,7 @@ def whole_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
             if file.is_file():
                 _flush_to_disk(file)
         if path.exists():
-            retired = partial.with_suffix(".old.partial")
+            retired = partial.with_suffix(_RETIRED)
             path.rename(retired)
             partial.rename(path)
             shutil.rmtree(retired, ignore_errors=True)
@@ -57,6 +59,16 @@ def whole_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _sweep(path: Path) -> None:
+    """Clear away what a killed write left; what it was about to replace goes back to its place."""
+    name = glob.escape(f".{path.name}.")
+    for retired in path.parent.glob(f"{name}*{_RETIRED}"):
+        if not path.exists():
+            retired.rename(path)
+    for stale in path.parent.glob(f"{name}*.partial"):
+        shutil.rmtree(stale, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

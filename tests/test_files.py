@@ -1,0 +1,68 @@
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from alignvec import AlignvecError
+from alignvec.files import whole_folder, write_json
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_folder_is_whole_or_absent(tmp_path):
+    out = tmp_path / "odd [name]*"
+    with pytest.raises(KeyError), whole_folder(out) as partial:
+        (partial / "a").write_text("x")
+        raise KeyError
+    assert names(tmp_path) == []
+    with whole_folder(out) as partial:
+        (partial / "a").write_text("x")
+        assert not out.exists()
+    assert names(out) == ["a"]
+    with pytest.raises(AlignvecError, match="already exists"), whole_folder(out):
+        pass
+    with whole_folder(out, overwrite=True) as partial:
+        (partial / "b").write_text("y")
+    assert names(out) == ["b"]
+    assert names(tmp_path) == [out.name]
+
+
+KILLED = """
+import os, pathlib, signal
+from alignvec.files import whole_folder
+def die(*_): os.kill(os.getpid(), signal.SIGKILL)
+with whole_folder(pathlib.Path({out!r}), overwrite=True) as partial:
+    (partial / "b").write_text("new")
+    {moment}
+"""
+
+
+@pytest.mark.parametrize(
+    "moment", ["die()", "pathlib.Path.rename = lambda a, b: (os.rename(a, b), die())"]
+)
+def test_a_kill_loses_neither_the_old_nor_the_new(moment, tmp_path):
+    """Killed while writing, and between moving the old folder away and the new one in."""
+    out = tmp_path / "out"
+    with whole_folder(out) as partial:
+        (partial / "a").write_text("old")
+    script = KILLED.format(out=str(out), moment=moment)
+    done = subprocess.run([sys.executable, "-c", script])
+    assert done.returncode == -signal.SIGKILL
+    with pytest.raises(KeyError), whole_folder(out, overwrite=True):
+        assert (out / "a").read_text() == "old"
+        raise KeyError
+    assert names(tmp_path) == ["out"]
+
+
+def test_json_is_replaced_whole_and_nan_is_refused(tmp_path):
+    file = tmp_path / "x.json"
+    write_json(file, {"a": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(file, {"a": float("nan")})
+    assert '"a": 1' in file.read_text()
+    assert names(tmp_path) == ["x.json"]
+    assert os.access(file, os.R_OK)
