@@ -127,11 +127,11 @@ def test_a_loss_that_is_no_number_leaves_no_result(tiny, pairs, tmp_path):
 
 
 def test_killed_training_leaves_nothing_broken_and_goes_on(tiny, tmp_path):
-    data = write_records(tmp_path / "many.jsonl", 60)
+    data = write_records(tmp_path / "many.jsonl", 24)
     out = tmp_path / "aligned"
     command = [
         sys.executable, "-m", "alignvec", "align", str(tiny()), "--data", str(data), "--seed", "1",
-        "--epochs", "30", "-o",
+        "--epochs", "6", "-o",
     ]  # fmt: skip
     process = subprocess.Popen([*command, str(out)], stderr=subprocess.DEVNULL)
     work = tmp_path / "aligned.checkpoints"
