@@ -148,8 +148,10 @@ def align(
     import torch
     from trl import DPOConfig
 
-    # The adapter's base may be a name that PEFT cannot look up, which is none of its business.
+    # TRL's own use of old names, and PEFT looking up a base that may be only a name here.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     warnings.filterwarnings("ignore", message="Could not find a config file")
+    warnings.filterwarnings("ignore", message="Unable to fetch remote file")
     started = time.time()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = settings.dtype or (
