@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from trl import DPOConfig
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +147,6 @@ def align(
     check_free(out, overwrite)
 
     import torch
-    from trl import DPOConfig
 
     # TRL's own use of old names, and PEFT looking up a base that may be only a name here.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
@@ -175,36 +175,9 @@ def align(
     work = out.with_name(f"{out.name}.checkpoints")
     resume_from = _prepare_work_folder(work, record)
 
-    config = DPOConfig(
-        output_dir=str(work),
-        loss_type=[LOSSES[settings.loss]],
-        beta=settings.beta,
-        learning_rate=settings.peak_learning_rate(len(pairs)),
-        lr_scheduler_type="cosine",
-        num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size,
-        precompute_ref_batch_size=settings.batch_size,
-        max_length=settings.max_length,
-        seed=settings.seed,
-        precompute_ref_log_probs=True,
-        # Recomputing activations buys memory with a third of the time; small models have memory.
-        gradient_checkpointing=False,
-        # Weights are already in the dtype to compute in.
-        bf16=False,
-        fp16=False,
-        # Queries are shuffled below, the pairs of one query stay together to share their row.
-        train_sampling_strategy="sequential",
-        save_steps=settings.save_every,
-        save_total_limit=2,
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # it would show a diverged loss as 0
-        report_to="none",
-        use_cpu=device == "cpu",
-    )
-    config.disable_tqdm = False
     trainer = _trainer_class()(
         model=loaded.model,
-        args=config,
+        args=_dpo_config(settings, len(pairs), work, device),
         train_dataset=_dataset(pairs, loaded.tokenizer, settings.seed, work),
         processing_class=loaded.tokenizer,
         peft_config=_lora_config(loaded.model, settings) if settings.method == "lora" else None,
@@ -247,6 +220,37 @@ def align(
     shutil.rmtree(work, ignore_errors=True)
     logger.info("aligned model in %s (%s s)", out, record["seconds"])
     return out
+
+
+def _dpo_config(settings: AlignSettings, pairs: int, work: Path, device: str) -> DPOConfig:
+    from trl import DPOConfig
+
+    return DPOConfig(
+        output_dir=str(work),
+        loss_type=[LOSSES[settings.loss]],
+        beta=settings.beta,
+        learning_rate=settings.peak_learning_rate(pairs),
+        lr_scheduler_type="cosine",
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        precompute_ref_batch_size=settings.batch_size,
+        max_length=settings.max_length,
+        seed=settings.seed,
+        precompute_ref_log_probs=True,
+        # Recomputing activations buys memory with a third of the time; small models have memory.
+        gradient_checkpointing=False,
+        # Weights are already in the dtype to compute in.
+        bf16=False,
+        fp16=False,
+        # Queries are shuffled below, the pairs of one query stay together to share their row.
+        train_sampling_strategy="sequential",
+        save_steps=settings.save_every,
+        save_total_limit=2,
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # it would show a diverged loss as 0
+        report_to="none",
+        use_cpu=device == "cpu",
+    )
 
 
 def _dataset(

@@ -6,8 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from alignvec.errors import AlignvecError
+from alignvec.progress import progress
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -181,7 +181,7 @@ def extract(
 
     parse_dtype(dtype)
     check_free(out, overwrite)
-    with _progress("extracting", "tensor") as advance:
+    with progress("extracting", "tensor") as advance:
         vector = AlignmentVector.extract(base, aligned, name, advance)
     vector.save_pretrained(out, dtype, overwrite)
     if as_json:
@@ -286,7 +286,7 @@ def evaluate(
     model.set(settings[0])
     if turn is None:
         rows = ev.response_rows(model.tokenizer, records, order)
-        with _progress("scoring", "query") as advance:
+        with progress("scoring", "query") as advance:
             counted = _counting(advance, len(rows))
             rates = ev.preference_rates(model.model, rows, order, on_progress=counted)
         result: dict[str, Any] = {"setting": settings[0], "levels": order, **asdict(rates)}
@@ -297,7 +297,7 @@ def evaluate(
         from alignvec.report.figures import draw_sweep
 
         knob, strengths = turn
-        with _progress("sweeping", "query") as advance:
+        with progress("sweeping", "query") as advance:
             found = ev.sweep(model, knob, strengths, records, order, out / "sweep.json", advance)
         draw_sweep(found, out / "sweep", f"{_source_name(data)} {domain or ''}".strip())
         result = found.to_json()
@@ -417,20 +417,6 @@ def _print_json(value: Any) -> None:
 
 def _written(setting: dict[str, float]) -> str:
     return ",".join(f"{knob}={strength:g}" for knob, strength in setting.items()) or "base"
-
-
-@contextmanager
-def _progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr with the time left; takes (done, total)."""
-    from tqdm import tqdm
-
-    with tqdm(desc=what, unit=unit, file=sys.stderr, leave=False) as bar:
-
-        def advance(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield advance
 
 
 def _counting(advance: Callable[[int, int], None], total: int) -> Callable[[int], None]:

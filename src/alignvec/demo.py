@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import textwrap
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from alignvec.evaluate import sweep
 from alignvec.files import write_json
 from alignvec.knobs import KnobModel
 from alignvec.models import EMBEDDED
+from alignvec.progress import progress
 from alignvec.report.figures import draw_sweep
 from alignvec.vector import AlignmentVector
 
@@ -63,14 +63,7 @@ def run(out: Path, domain: str) -> None:
         f"2. Turning the knob from {STRENGTHS[0]:g} to {STRENGTHS[-1]:g}, on {len(held_out)} "
         "questions it was not trained on."
     )
-    from tqdm import tqdm
-
-    with tqdm(desc="sweeping", unit="query", file=sys.stderr, leave=False) as bar:
-
-        def advance(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with progress("sweeping", "query") as advance:
         found = sweep(
             model, domain, STRENGTHS, held_out, LEVELS, figure.with_suffix(".json"), advance
         )
