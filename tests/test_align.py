@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alignvec import AlignmentVector, AlignvecError
+from alignvec import AlignmentVector, AlignvecError, KnobModel
 from alignvec.align import LOSSES, AlignSettings, _dataset, _trainer_class, align
 from alignvec.data import preference_pairs, read_records
+from alignvec.models import prompt_tokens
 from conftest import write_records
 
 ORDER = ["expert", "generic", "avoidance"]
@@ -86,6 +87,36 @@ def test_aligned_model_prefers_what_it_was_taught(method, tiny, pairs, tmp_path)
     assert vector.training["pairs"] == 24
     with pytest.raises(AlignvecError, match="already exists"):
         align(str(tiny()), pairs, out, settings)
+
+
+def test_two_sided_training_moves_the_other_end_further(tiny, pairs, tmp_path):
+    """The margin of chosen over rejected responses at both ends of the knob."""
+    from alignvec.likelihood import Row, response_scores
+
+    margin = {}
+    for two_sided in (False, True):
+        out = tmp_path / str(two_sided)
+        settings = AlignSettings(learning_rate=2e-2, epochs=8, two_sided=two_sided)
+        align(str(tiny()), pairs, out, settings)
+        model = KnobModel.from_pretrained(
+            tiny(), {"k": AlignmentVector.extract(tiny(), out)}, dtype="float32"
+        )
+        tokens = model.tokenizer
+        rows = [
+            Row(
+                prompt_tokens(tokens, pair.prompt),
+                [
+                    tokens(text, add_special_tokens=False)["input_ids"]
+                    for text in (pair.chosen, pair.rejected)
+                ],
+            )
+            for pair in pairs
+        ]
+        for strength in (-1, 0, 1):
+            scores = torch.tensor(response_scores(model.set(k=strength).model, rows))
+            margin[two_sided, strength] = float((scores[:, 0] - scores[:, 1]).mean())
+    assert margin[True, 1] > margin[True, 0] > margin[True, -1]
+    assert margin[True, -1] < margin[False, -1]
 
 
 def test_every_loss_we_name_is_one_of_trl(tiny, pairs, tmp_path):

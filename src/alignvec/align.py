@@ -29,6 +29,7 @@ from alignvec.likelihood import Row, can_branch, logprobs
 from alignvec.models import default_dtype, load_base, one_line, parse_dtype, plain_prompt
 
 if TYPE_CHECKING:
+    import torch
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -66,6 +67,9 @@ class AlignSettings:
         batch_size: pairs a step.
         rank: of the adapter; its alpha is twice that.
         layers: the share of the blocks that the adapter changes, counted from the top.
+        two_sided: every second step turns the adapter to strength -1 and the pairs around, so that
+            the knob is trained on both its ends: theta + tau prefers the chosen responses and
+            theta - tau the rejected ones. Only for lora. False is plain DPO, as in the paper.
         dtype: of the base's weights. None takes what the device computes fastest in for lora, and
             float32 for full, whose small steps bfloat16 weights would swallow.
         save_every: steps between checkpoints.
@@ -78,7 +82,8 @@ class AlignSettings:
     beta: float = 0.1
     batch_size: int = 8
     rank: int = 16
-    layers: float = 0.5
+    layers: float = 0.75
+    two_sided: bool = True
     max_length: int = 1024
     seed: int = 0
     dtype: str | None = None
@@ -181,6 +186,7 @@ def align(
         train_dataset=_dataset(pairs, loaded.tokenizer, settings.seed, work),
         processing_class=loaded.tokenizer,
         peft_config=_lora_config(loaded.model, settings) if settings.method == "lora" else None,
+        two_sided=settings.two_sided and settings.method == "lora",
     )
     if resume_from:
         logger.info("resuming from %s", resume_from.name)
@@ -314,6 +320,7 @@ def _lora_config(model: PreTrainedModel, settings: AlignSettings) -> LoraConfig:
 
 def _trainer_class() -> type:
     import torch
+    from peft.helpers import rescale_adapter_scale
     from transformers import ProgressCallback, TrainerCallback
     from transformers.trainer_callback import PrinterCallback
     from trl import DPOTrainer
@@ -350,17 +357,22 @@ def _trainer_class() -> type:
             self.bar.close()
 
     class SharingTrainer(DPOTrainer):
-        """DPOTrainer that reads each query of a batch once."""
+        """DPOTrainer that reads each query of a batch once, and can train both ends of a knob."""
 
-        def __init__(self, **kwargs: Any) -> None:
+        def __init__(self, two_sided: bool = False, **kwargs: Any) -> None:
             self.shares = can_branch(kwargs["model"])
+            self.two_sided = two_sided
             super().__init__(**kwargs)
             self.remove_callback(ProgressCallback)
             self.remove_callback(PrinterCallback)
             self.add_callback(Progress())
 
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            return super().compute_loss(self._sharing(model), inputs, *args, **kwargs)
+            loss = super().compute_loss
+            if self.two_sided and self.state.global_step % 2:
+                with rescale_adapter_scale(model, -1):
+                    return loss(self._sharing(model), _turned_around(inputs), *args, **kwargs)
+            return loss(self._sharing(model), inputs, *args, **kwargs)
 
         def compute_ref_log_probs(self, model: Any, inputs: Any) -> Any:
             return super().compute_ref_log_probs(self._sharing(model), inputs)
@@ -396,6 +408,17 @@ def _trainer_class() -> type:
             return forward
 
     return SharingTrainer
+
+
+def _turned_around(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The batch with chosen and rejected exchanged; TRL stacks the chosen rows on the rejected."""
+    import torch
+
+    other = {"ref_chosen_logps": "ref_rejected_logps", "ref_rejected_logps": "ref_chosen_logps"}
+    return {
+        name: batch[other[name]] if name in other else torch.cat(rows.chunk(2)[::-1])
+        for name, rows in batch.items()
+    }
 
 
 def _margins(row: Row, response: int, width: int) -> tuple[int, int]:

@@ -118,7 +118,15 @@ def align(
     rank: Annotated[int, typer.Option(help="Rank of the adapter.")] = 16,
     layers: Annotated[
         float, typer.Option(help="Share of the blocks that the adapter changes, from the top.")
-    ] = 0.5,
+    ] = 0.75,
+    two_sided: Annotated[
+        bool,
+        typer.Option(
+            "--two-sided/--one-sided",
+            help="Train the adapter at strength -1 too, with every preference turned around (lora "
+            "only). One-sided is plain DPO, as in the paper.",
+        ),
+    ] = True,
     seed: Annotated[int, typer.Option(help="Order of the queries and start of the adapter.")] = 0,
     dtype: Dtype = None,
     device: Device = None,
@@ -143,6 +151,7 @@ def align(
         batch_size=batch_size,
         rank=rank,
         layers=layers,
+        two_sided=two_sided,
         seed=seed,
         dtype=dtype,
     )
