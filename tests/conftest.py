@@ -43,6 +43,9 @@ def build(architecture: str, folder: Path, seed: int = 0, **changes) -> Path:
         )  # fmt: skip
     else:
         extra = {"head_dim": 8} if architecture == "gemma" else {}
+        if architecture in MOE:
+            experts = "num_local_experts" if architecture == "mixtral" else "num_experts"
+            extra = {experts: 4, "num_experts_per_tok": 2}
         if architecture == "mamba":
             shape = {k: shape[k] for k in ("vocab_size", "hidden_size", "num_hidden_layers")}
         config = hf.AutoConfig.for_model(architecture, **shape, **extra)
@@ -67,6 +70,7 @@ def build(architecture: str, folder: Path, seed: int = 0, **changes) -> Path:
 
 
 ARCHITECTURES = ["llama", "mistral", "qwen2", "gemma", "gpt2", "phi"]
+MOE = ["mixtral", "olmoe"]
 
 
 @pytest.fixture(scope="session")
@@ -88,11 +92,11 @@ def tiny(tmp_path_factory):
 def nudged(tiny, tmp_path_factory):
     """An "aligned" copy of a tiny model: its weights with noise, some moved close to zero."""
 
-    def get(architecture: str = "llama", dtype: str = "float32") -> Path:
+    def get(architecture: str = "llama", dtype: str = "float32", **changes) -> Path:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        base = tiny(architecture)
+        base = tiny(architecture, **changes)
         model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
         torch.manual_seed(7)
         with torch.no_grad():

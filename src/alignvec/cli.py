@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from alignvec.data import Record
     from alignvec.knobs import KnobModel
+    from alignvec.vector import AlignmentVector
 
 app = typer.Typer(
     name="alignvec",
@@ -66,6 +67,15 @@ Dtype = Annotated[
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: CUDA if there is one.")]
 AnyBase = Annotated[
     bool, typer.Option("--any-base", help="Put a vector on a base that is not its own.")
+]
+
+
+StoredDtype = Annotated[
+    str | None,
+    typer.Option(help="float32, bfloat16 or float16 on disk. Default: as it is; deltas float32."),
+]
+VectorArgument = Annotated[
+    str, typer.Argument(metavar="VECTOR", help="The folder or hub id of a vector.")
 ]
 
 
@@ -177,30 +187,159 @@ def extract(
     ],
     out: Out,
     name: Annotated[str | None, typer.Option(help="A name for people.")] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16. Default: float32 deltas.")
+    rank: Annotated[
+        int | None, typer.Option(help="Compress to this rank (see alignvec compress).")
     ] = None,
+    dtype: StoredDtype = None,
+    allow_missing: Annotated[
+        list[str],
+        typer.Option(metavar="PATTERN", help="Tensors that may be on one side only; repeat."),
+    ] = [],  # noqa: B006
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """The alignment vector: the aligned model's weights minus the base's."""
-    from alignvec.files import check_free, read_json
+    """The alignment vector: the aligned model's weights minus the base's.
+
+    Any size: it is read, subtracted and written a part at a time, and a killed run goes on.
+    """
+    from alignvec.files import check_free
     from alignvec.models import parse_dtype
     from alignvec.vector import AlignmentVector
+    from alignvec.vector.compress import compress as svd
 
     parse_dtype(dtype)
     check_free(out, overwrite)
-    with progress("extracting", "tensor") as advance:
-        vector = AlignmentVector.extract(base, aligned, name, advance)
-    vector.save_pretrained(out, dtype, overwrite)
+    with progress("comparing", "B") as advance:
+        vector = AlignmentVector.extract(base, aligned, name, allow_missing, advance)
+    if rank is not None:
+        with progress("compressing", "weight") as advance:
+            vector = svd(vector, rank, on_progress=advance)
+    _save_vector(vector, out, dtype, overwrite, as_json)
+    if not as_json:
+        typer.echo(f"next: alignvec eval {base} --vector knob={out} --sweep knob=-3:3:0.6 -o sweep")
+
+
+@app.command(epilog="Example: alignvec compress medical-av --rank 16 -o medical-av-r16")
+def compress(
+    vector: VectorArgument,
+    out: Out,
+    rank: Annotated[int | None, typer.Option(help="At most this rank a weight.")] = None,
+    energy: Annotated[
+        float | None, typer.Option(help="The least rank that keeps this share of the norm squared.")
+    ] = None,
+    drop_rest: Annotated[
+        bool,
+        typer.Option("--drop-rest", help="Leave out norms, biases, embeddings: only an adapter."),
+    ] = False,
+    dtype: StoredDtype = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """A vector's linear weights by their largest singular values (truncated SVD).
+
+    What cannot be factored stays dense, or is listed and left out with --drop-rest.
+    """
+    from alignvec.files import check_free
+    from alignvec.models import parse_dtype
+    from alignvec.vector import AlignmentVector
+    from alignvec.vector.compress import compress as svd
+
+    parse_dtype(dtype)
+    check_free(out, overwrite)
+    full = AlignmentVector.from_pretrained(vector)
+    with progress("compressing", "weight") as advance:
+        small = svd(full, rank, energy, drop_rest, advance)
+    _save_vector(small, out, dtype, overwrite, as_json)
+    dropped = [name for name in full.deltas if name not in small.deltas]
+    if dropped and not as_json:
+        typer.echo(f"left out {len(dropped)}: {', '.join(dropped)}")
+
+
+@app.command(
+    epilog="Example: alignvec fold embedded --vector medical=medical-av --set medical=0.7 "
+    "-o medical-0.7"
+)
+def fold(
+    base: BaseArgument,
+    out: Out,
+    vector: Vectors = [],  # noqa: B006
+    setting: Annotated[
+        list[str], typer.Option("--set", metavar="KNOB=STRENGTH,...", help="The setting; one.")
+    ] = [],  # noqa: B006
+    any_base: AnyBase = False,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16. Default: the base's.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """A checkpoint of the base with its knobs turned, for tools that know no knobs.
+
+    Any size: it is read, added and written a part at a time, and a killed run goes on.
+    """
+    from alignvec.vector.fold import fold as to_disk
+
+    vectors, settings = _vectors_and_settings(vector, setting)
+    if len(settings) != 1 or not vectors:
+        raise AlignvecError("fold takes one or more --vector and one --set")
+    turned = [(vectors[knob], strength) for knob, strength in settings[0].items()]
+    with progress("folding", "B") as advance:
+        to_disk(base, turned, out, dtype, overwrite, not any_base, advance)
+    typer.echo(f"checkpoint: {out} ({_written(settings[0])})")
+
+
+@app.command(epilog="Example: alignvec inspect medical-av legal-av -o vectors")
+def inspect(
+    vector: Annotated[
+        list[str], typer.Argument(metavar="VECTOR...", help="Folders or hub ids of vectors.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Write the figures as OUT-NAME.png, .svg.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What is in a vector, where its norm lies, and how several relate."""
+    from alignvec.vector import AlignmentVector
+    from alignvec.vector.inspect import compare
+    from alignvec.vector.inspect import inspect as look
+
+    vectors = {_source_name(path): AlignmentVector.from_pretrained(path) for path in vector}
+    if len(vectors) < len(vector):
+        raise AlignvecError("two vectors have the same name; give each folder a name of its own")
+    found = {name: look(one) for name, one in vectors.items()}
+    relation = compare(vectors) if len(vectors) > 1 else None
+    if out is not None:
+        from alignvec.report.figures import draw_norms
+
+        for name, one in found.items():
+            draw_norms(one, out.with_name(f"{out.name}-{name}"))
     if as_json:
-        _print_json(read_json(out / "alignment_vector.json"))
+        _print_json({"vectors": found, **(relation or {})})
         return
-    typer.echo(
-        f"alignment vector: {out} ({vector.kind}, {len(vector.deltas)} tensors, "
-        f"norm {vector.norm():.3g})\n"
-        f"next: alignvec eval {base} --vector knob={out} --sweep knob=-3:3:0.6 -o sweep"
-    )
+    for name, one in found.items():
+        typer.echo(_summary(name, one))
+    if relation:
+        for what in ("cosine", "sign_conflict"):
+            _print_table(_matrix_table(what.replace("_", " "), relation[what]))
+
+
+@app.command(epilog="Example: alignvec export medical-av --format peft -o medical-lora")
+def export(
+    vector: VectorArgument,
+    out: Out,
+    form: Annotated[
+        str, typer.Option("--format", help="peft (a LoRA adapter folder) or gguf (llama.cpp).")
+    ],
+    base: Annotated[
+        str | None, typer.Option(help="For gguf: the base, if it is not where the vector says.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """A low-rank vector as a LoRA adapter for other tools; its scaling is lambda."""
+    from alignvec.vector import AlignmentVector
+    from alignvec.vector.export import export as write
+
+    write(AlignmentVector.from_pretrained(vector), form, out, base, overwrite)
+    typer.echo(f"{form} adapter: {out}")
 
 
 @app.command(
@@ -366,16 +505,11 @@ def _source_name(data: str) -> str:
     return Path(data).name
 
 
-def _knob_model(
-    base: str,
-    vectors: list[str],
-    settings: list[str],
-    any_base: bool,
-    dtype: str | None,
-    device: str | None,
-) -> tuple[KnobModel, list[dict[str, float]]]:
-    """The model with its knobs, and the settings asked for (all zero if none), checked first."""
-    from alignvec.knobs import KnobModel, parse_setting
+def _vectors_and_settings(
+    vectors: list[str], settings: list[str]
+) -> tuple[dict[str, AlignmentVector], list[dict[str, float]]]:
+    """Vectors by knob, and the settings asked for, checked against them."""
+    from alignvec.knobs import parse_setting
     from alignvec.knobs.setting import check_setting
     from alignvec.vector import AlignmentVector
 
@@ -387,9 +521,64 @@ def _knob_model(
         if knob in loaded:
             raise AlignvecError(f"knob '{knob}' has two vectors")
         loaded[knob] = AlignmentVector.from_pretrained(path)
-    parsed = [check_setting(parse_setting(text), loaded) for text in settings]
+    return loaded, [check_setting(parse_setting(text), loaded) for text in settings]
+
+
+def _knob_model(
+    base: str,
+    vectors: list[str],
+    settings: list[str],
+    any_base: bool,
+    dtype: str | None,
+    device: str | None,
+) -> tuple[KnobModel, list[dict[str, float]]]:
+    """The model with its knobs, and the settings asked for (all zero if none), checked first."""
+    from alignvec.knobs import KnobModel
+
+    loaded, parsed = _vectors_and_settings(vectors, settings)
     model = KnobModel.from_pretrained(base, loaded, dtype, device, check_base=not any_base)
-    return model, parsed or [check_setting({}, loaded)]
+    return model, parsed or [dict.fromkeys(loaded, 0.0)]
+
+
+def _save_vector(
+    vector: AlignmentVector, out: Path, dtype: str | None, overwrite: bool, as_json: bool
+) -> None:
+    from alignvec.files import read_json
+
+    with progress("writing", "B") as advance:
+        vector.save_pretrained(out, dtype, overwrite, advance)
+    if as_json:
+        _print_json(read_json(out / "alignment_vector.json"))
+    else:
+        typer.echo(f"alignment vector: {out} ({vector.kind}, {len(vector.deltas)} tensors)")
+
+
+def _summary(name: str, found: dict[str, Any]) -> str:
+    """A vector in a few lines, and its largest modules with their share of the squared norm."""
+    rank = f", rank {found['rank']}" if found["rank"] else ""
+    energy = f", {found['energy']:.1%} of the energy" if found["energy"] else ""
+    lines = [
+        f"{name}: {found['kind']}{rank}{energy}, {found['dtype']}, norm {found['norm']:.4g}",
+        f"  {found['tensors']} tensors, {found['parameters'] / 1e6:.1f}M weights, on base "
+        f"{found['base']['id']} ({found['base']['fingerprint'][:8]})",
+    ]
+    total = found["norm"] ** 2 or 1.0
+    shares = {
+        module: sum(norm**2 for norm in layers.values()) / total
+        for module, layers in found["norms"].items()
+    }
+    for module, share in sorted(shares.items(), key=lambda item: -item[1])[:12]:
+        lines.append(f"  {share:6.1%}  {module}")
+    return "\n".join(lines)
+
+
+def _matrix_table(title: str, matrix: dict[str, dict[str, float]]) -> Table:
+    from rich.table import Table
+
+    table = Table("", *matrix, title=title)
+    for name, row in matrix.items():
+        table.add_row(name, *(f"{value:.3f}" for value in row.values()))
+    return table
 
 
 def _rates_table(levels: list[str], lines: list[tuple[str, Any]]) -> Table:

@@ -34,16 +34,20 @@ def check_free(path: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def whole_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
+def whole_folder(path: Path, overwrite: bool = False, resume: str = "") -> Iterator[Path]:
     """Yield a new folder beside `path`; on success it becomes `path`, on failure it is removed.
 
     A process killed in between leaves a hidden `.NAME.*.partial` folder, never a broken `path`;
     the next write to the same name clears it away.
+
+    Args:
+        resume: names the work, down to its inputs. The partial folder that a killed or interrupted
+            process left of the same work is then yielded again, with what is in it.
     """
-    _sweep(path)
+    partial = path.parent / f".{path.name}.{resume or uuid.uuid4().hex[:8]}.partial"
+    _sweep(path, keep=partial)
     check_free(path, overwrite)
-    partial = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
-    partial.mkdir()
+    partial.mkdir(exist_ok=bool(resume))
     try:
         yield partial
         for file in partial.rglob("*"):
@@ -56,32 +60,41 @@ def whole_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
             shutil.rmtree(retired, ignore_errors=True)
         else:
             partial.rename(path)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+    except BaseException as error:
+        if not (resume and isinstance(error, KeyboardInterrupt)):
+            shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-def _sweep(path: Path) -> None:
+def _sweep(path: Path, keep: Path) -> None:
     """Clear away what a killed write left; what it was about to replace goes back to its place."""
     name = glob.escape(f".{path.name}.")
     for retired in path.parent.glob(f"{name}*{_RETIRED}"):
         if not path.exists():
             retired.rename(path)
     for stale in path.parent.glob(f"{name}*.partial"):
-        shutil.rmtree(stale, ignore_errors=True)
+        if stale != keep:
+            shutil.rmtree(stale, ignore_errors=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` so that `path` holds either its old content or all of the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def write_file(path: Path, overwrite: bool = True) -> Iterator[Path]:
+    """Yield a name beside `path` to write to; on success it becomes `path`, else it is removed."""
+    check_free(path, overwrite)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        yield partial
         _flush_to_disk(partial)
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` so that `path` holds either its old content or all of the new."""
+    with write_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:

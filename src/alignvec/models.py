@@ -218,6 +218,31 @@ def load_checkpoint(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     return model.eval()
 
 
+def transposed_weights(base: str | Path | PreTrainedModel) -> frozenset[str]:
+    """Weights that are stored as [in, out]: those of transformers' Conv1D, as in GPT-2.
+
+    Of a folder the model is built without its weights, from the config. Empty where that fails: the
+    tensors are known then, the architecture is not.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
+
+    model: Any = base
+    if isinstance(base, str | Path):
+        try:
+            config = AutoConfig.from_pretrained(
+                find_base(str(base)), trust_remote_code=False, local_files_only=True
+            )
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        except Exception:  # unknown, remote or broken: one of a dozen types
+            return frozenset()
+    return frozenset(
+        f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)
+    )
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Load a tokenizer from a folder; its padding token is set if it had none."""
     from transformers import AutoTokenizer

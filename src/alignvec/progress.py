@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar that takes (done, total)."""
+    """A bar that takes (done, total). Bytes (unit "B") are shown in kilo, mega, giga."""
     from tqdm import tqdm
 
-    with tqdm(desc=what, unit=unit, file=sys.stderr, leave=False) as bar:
+    with tqdm(desc=what, unit=unit, unit_scale=unit == "B", file=sys.stderr, leave=False) as bar:
 
         def advance(done: int, total: int) -> None:
             bar.total = total

@@ -58,5 +58,5 @@ class Fold:
 
         total = self._base[name].to(torch.float32, copy=True)
         for delta, strength in turned:
-            delta.add_to(total, strength)
+            delta.in_memory().add_to(total, strength)
         return total

@@ -184,9 +184,9 @@ class KnobModel:
 
 
 def _load(vector: AlignmentVector | str | Path) -> AlignmentVector:
-    if isinstance(vector, AlignmentVector):
-        return vector
-    return AlignmentVector.from_pretrained(vector)
+    if not isinstance(vector, AlignmentVector):
+        vector = AlignmentVector.from_pretrained(vector)
+    return vector.in_memory()  # a knob turns in milliseconds, not at the speed of a disk
 
 
 def _conversations(messages: Any) -> list[list[dict[str, str]]]:

@@ -106,3 +106,27 @@ def draw_training(record: Mapping[str, Any], path: Path) -> None:
             loc="left",
             fontsize=12,
         )
+
+
+def draw_norms(found: Mapping[str, Any], path: Path) -> None:
+    """Heat map of a vector: norm of the delta of each module (row) in each layer (column)."""
+    import numpy as np
+
+    modules = list(found["norms"])
+    layers = sorted({layer for row in found["norms"].values() for layer in row}, key=_layer_order)
+    grid = np.array(
+        [[found["norms"][module].get(layer, np.nan) for layer in layers] for module in modules]
+    ).reshape(len(modules), len(layers))
+    with figure(path, max(5.0, 2.6 + 0.26 * len(layers)), 1.5 + 0.32 * len(modules)) as axes:
+        axes.grid(visible=False)
+        image = axes.imshow(grid, aspect="auto", cmap="viridis", vmin=0)
+        every = max(1, len(layers) // 16)
+        axes.set_xticks(range(0, len(layers), every), layers[::every])
+        axes.set_yticks(range(len(modules)), modules, fontsize=9)
+        axes.set_xlabel("layer")
+        axes.set_title(f"{found['name']}: norm {found['norm']:.3g}", loc="left", fontsize=12)
+        axes.figure.colorbar(image, ax=axes, label="norm of the delta")
+
+
+def _layer_order(layer: str) -> int:
+    return int(layer) if layer.isdigit() else -1

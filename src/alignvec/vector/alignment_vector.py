@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignvec.errors import AlignvecError
-from alignvec.vector.delta import Delta, Dense, LowRank
-from alignvec.vector.weights import fingerprint, open_weights
+from alignvec.vector.delta import Delta, LowRank
+from alignvec.vector.weights import Weights, fingerprint, open_weights, row_count
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +31,9 @@ class BaseId:
 class AlignmentVector:
     """The weights of an aligned model minus those of its base (the paper's tau, section 3).
 
-    Vectors of one base form a vector space: `0.7 * medical - 0.3 * legal`.
+    Vectors of one base form a vector space: `0.7 * medical - 0.3 * legal`. What comes from a folder
+    stays there until it is used, sums and multiples too, so a vector may be larger than memory:
+    `save_pretrained` streams it through. `in_memory` cuts the tie to the folder.
 
     Attributes:
         deltas: weight name -> its change; weights that do not change are absent.
@@ -38,6 +41,7 @@ class AlignmentVector:
         name: for people.
         training: where it comes from: the training record of `align`, or a formula.
         calibration: level -> strength and a safe range, once known.
+        transposed: weights that the base stores as [in, out] (Conv1D), which adapters turn round.
     """
 
     deltas: Mapping[str, Delta]
@@ -45,6 +49,7 @@ class AlignmentVector:
     name: str = "alignment vector"
     training: Mapping[str, Any] = field(default_factory=dict)
     calibration: Mapping[str, Any] | None = None
+    transposed: frozenset[str] = frozenset()
 
     @classmethod
     def extract(
@@ -52,15 +57,18 @@ class AlignmentVector:
         base: str | Path | PreTrainedModel,
         aligned: str | Path | PreTrainedModel,
         name: str | None = None,
+        allow_missing: Sequence[str] = (),
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> AlignmentVector:
-        """theta' - theta, in float32.
+        """theta' - theta, in float32; of two folders only when it is used.
 
         Args:
             base: folder, hub id, "embedded", GGUF file or loaded model.
             aligned: the same, or the folder of a LoRA adapter trained on the base; an adapter gives
                 a `low_rank` vector, anything else a `full` one.
-            on_progress: called with (tensors done, tensors in all).
+            allow_missing: patterns (as of a shell) of tensors that may be on one side only; they
+                are left out.
+            on_progress: called with (bytes compared, bytes in all).
 
         Raises:
             AlignvecError: one of them cannot be read, they differ in architecture or vocabulary
@@ -68,7 +76,7 @@ class AlignmentVector:
         """
         from alignvec.vector.extract import extract
 
-        return extract(base, aligned, name, on_progress)
+        return extract(base, aligned, name, allow_missing, on_progress)
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> AlignmentVector:
@@ -82,19 +90,27 @@ class AlignmentVector:
         return load(source)
 
     def save_pretrained(
-        self, folder: str | Path, dtype: str | None = None, overwrite: bool = False
+        self,
+        folder: str | Path,
+        dtype: str | None = None,
+        overwrite: bool = False,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Path:
         """Write a folder that `from_pretrained` reads; a `low_rank` one is also a PEFT adapter.
 
+        A few tens of megabytes are held at a time. A process that is killed and started again with
+        the same vector and folder goes on where it was.
+
         Args:
-            dtype: float32, bfloat16 or float16; by default as in memory.
+            dtype: float32, bfloat16 or float16; by default as it is.
+            on_progress: called with (bytes written, bytes in all).
 
         Raises:
             AlignvecError: the folder exists (without `overwrite`) or cannot be written.
         """
         from alignvec.vector.store import save
 
-        return save(self, Path(folder), dtype, overwrite)
+        return save(self, Path(folder), dtype, overwrite, on_progress)
 
     def push_to_hub(self, repo_id: str, private: bool = False) -> str:
         """Upload to the Hugging Face hub under `repo_id`; returns the address."""
@@ -104,8 +120,8 @@ class AlignmentVector:
 
     @property
     def kind(self) -> str:
-        """`low_rank` if every delta is factored, else `full`."""
-        factored = self.deltas and all(isinstance(d, LowRank) for d in self.deltas.values())
+        """`low_rank` if any delta is factored, else `full`."""
+        factored = any(isinstance(delta, LowRank) for delta in self.deltas.values())
         return "low_rank" if factored else "full"
 
     @property
@@ -113,21 +129,23 @@ class AlignmentVector:
         """The widest dtype among its tensors; float32 of an empty vector."""
         import torch
 
-        dtypes = {
-            delta.values.dtype if isinstance(delta, Dense) else delta.b.dtype
-            for delta in self.deltas.values()
-        }
+        dtypes = {delta.dtype for delta in self.deltas.values()}
         return max(dtypes, key=lambda dtype: dtype.itemsize, default=torch.float32)
 
+    def in_memory(self) -> AlignmentVector:
+        """The same vector with everything read, independent of the folder it came from."""
+        read = {name: delta.in_memory() for name, delta in self.deltas.items()}
+        return dataclasses.replace(self, deltas=read)
+
     def fingerprint(self) -> str:
-        """A short hash of what the vector does, for caches and provenance."""
-        tensors = {}
-        for name, delta in self.deltas.items():
-            parts = (
-                {"": delta.values} if isinstance(delta, Dense) else {"/a": delta.a, "/b": delta.b}
-            )
-            tensors.update({name + part: tensor for part, tensor in parts.items()})
-        return fingerprint(tensors)
+        """A short hash of what the vector does, for caches and provenance: of 8 rows a tensor."""
+        digest = hashlib.sha256()
+        for name, delta in sorted(self.deltas.items()):
+            digest.update(f"{name}{tuple(delta.shape)}".encode())
+            rows = row_count(delta.shape)
+            for row in range(0, rows, max(1, rows // 8)):
+                digest.update(delta.part(row, row + 1).dense().cpu().numpy().tobytes())
+        return digest.hexdigest()[:32]
 
     def norm(self) -> float:
         """The Euclidean norm over all weights."""
@@ -187,9 +205,7 @@ class AlignmentVector:
                 f"({self.base.id} and {other.base.id})"
             )
 
-    def check_base(
-        self, weights: Mapping[str, torch.Tensor], what: str, fingerprints: bool = True
-    ) -> None:
+    def check_base(self, weights: Weights, what: str, fingerprints: bool = True) -> None:
         """Refuse a base that is not the vector's own.
 
         Args:
@@ -204,10 +220,10 @@ class AlignmentVector:
         for name, delta in self.deltas.items():
             if name not in weights:
                 raise AlignvecError(f"'{self.name}' changes {name}, which {what} does not have")
-            if weights[name].shape != delta.shape:
+            if weights.shape(name) != tuple(delta.shape):
                 raise AlignvecError(
                     f"'{self.name}' changes {name} of shape {tuple(delta.shape)}; in {what} it is "
-                    f"{tuple(weights[name].shape)}"
+                    f"{weights.shape(name)}"
                 )
         if fingerprints and fingerprint(weights) != self.base.fingerprint:
             raise AlignvecError(

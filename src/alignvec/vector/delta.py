@@ -1,16 +1,73 @@
-"""The change of one weight tensor: dense, or as two low-rank factors."""
+"""The change of one weight tensor: dense, two low-rank factors, or lazy: read when asked for.
+
+All three can be taken in parts along the first dimension, so that no operation on a vector has to
+hold a whole tensor.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
+
+from alignvec.vector.weights import Weights, row_count
 
 if TYPE_CHECKING:
     import torch
 
+PART = 4 * 2**20  # values that are worked on at a time
+
+
+def parts(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """Row ranges (start, stop) that cut a tensor into pieces of about `PART` values."""
+    rows = row_count(shape)
+    step = max(1, PART // max(1, prod(shape[1:])))
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
+
+
+class Delta(ABC):
+    """theta' - theta of one weight. `shape` is that of the weight."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> torch.Size: ...
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Of what is stored; arithmetic is in float32."""
+
+    @abstractmethod
+    def part(self, start: int, stop: int) -> Dense | LowRank:
+        """Rows `start` to `stop`, in memory."""
+
+    @abstractmethod
+    def __mul__(self, scale: float) -> Delta: ...
+
+    @abstractmethod
+    def __add__(self, other: Delta) -> Delta: ...
+
+    def in_memory(self) -> Dense | LowRank:
+        return self.part(0, row_count(self.shape))
+
+    def dense(self) -> torch.Tensor:
+        """The delta in float32, shape of the weight."""
+        return self.in_memory().dense()
+
+    def dot(self, other: Delta) -> float:
+        """The inner product, summed in float64."""
+        total = 0.0
+        for start, stop in parts(self.shape):
+            mine, its = (delta.part(start, stop).dense().double() for delta in (self, other))
+            total += float((mine * its).sum())
+        return total
+
 
 @dataclass(frozen=True)
-class Dense:
+class Dense(Delta):
     """A delta as it is.
 
     Attributes:
@@ -24,13 +81,11 @@ class Dense:
     residual: torch.Tensor | None = None
 
     @classmethod
-    def between(cls, base: torch.Tensor, aligned: torch.Tensor) -> Dense | None:
-        """aligned - base such that base + 1 * delta is aligned exactly; None if they are equal."""
+    def between(cls, base: torch.Tensor, aligned: torch.Tensor) -> Dense:
+        """aligned - base such that base + 1 * delta is aligned exactly."""
         import torch
 
         base, aligned = base.float(), aligned.float()
-        if torch.equal(base, aligned):
-            return None
         values = aligned - base
         missed = (base + values != aligned).nonzero()
         if not len(missed):
@@ -47,8 +102,16 @@ class Dense:
     def shape(self) -> torch.Size:
         return self.values.shape
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.values.dtype
+
+    def part(self, start: int, stop: int) -> Dense:
+        if (start, stop) == (0, row_count(self.shape)):
+            return self
+        return Dense(self.values[start:stop], part_of_sparse(self.residual, start, stop))
+
     def dense(self) -> torch.Tensor:
-        """The delta in float32, shape of the weight."""
         return self.values.float()
 
     def add_to(self, weight: torch.Tensor, strength: float) -> None:
@@ -70,34 +133,35 @@ class Dense:
         residual = None if self.residual is None else (self.residual * scale).coalesce()
         return Dense(self.values * scale, residual)
 
-    def __add__(self, other: Delta) -> Dense:
+    def __add__(self, other: Delta) -> Delta:
+        if isinstance(other, Lazy):
+            return other + self
         residuals = [
-            part.residual
-            for part in (self, other)
-            if isinstance(part, Dense) and part.residual is not None
+            delta.residual
+            for delta in (self, other)
+            if isinstance(delta, Dense) and delta.residual is not None
         ]
         total = None
         for residual in residuals:
             total = residual if total is None else (total + residual).coalesce()
         return Dense(self.dense() + other.dense(), total)
 
-    def dot(self, other: Delta) -> float:
-        return float((self.dense().double() * other.dense().double()).sum())
-
 
 @dataclass(frozen=True)
-class LowRank:
+class LowRank(Delta):
     """A delta as B A, or its transpose where the layer stores its weight as [in, out] (Conv1D).
 
     Attributes:
         a: [r, in].
         b: [out, r].
         transposed: whether the weight is [in, out].
+        energy: the share of the squared norm that a compression kept; None of an exact delta.
     """
 
     a: torch.Tensor
     b: torch.Tensor
     transposed: bool = False
+    energy: float | None = None
 
     @property
     def shape(self) -> torch.Size:
@@ -107,11 +171,22 @@ class LowRank:
         return torch.Size(reversed(shape) if self.transposed else shape)
 
     @property
+    def dtype(self) -> torch.dtype:
+        return self.b.dtype
+
+    @property
     def rank(self) -> int:
         return int(self.a.shape[0])
 
+    def part(self, start: int, stop: int) -> LowRank:
+        if self.transposed:
+            return LowRank(self.a[:, start:stop], self.b, True)
+        return LowRank(self.a, self.b[start:stop])
+
+    def in_memory(self) -> LowRank:
+        return self
+
     def dense(self) -> torch.Tensor:
-        """The delta in float32, shape of the weight."""
         product = self.b.float() @ self.a.float()
         return product.T if self.transposed else product
 
@@ -128,25 +203,97 @@ class LowRank:
         return LowRank(self.a, self.b * scale, self.transposed)
 
     def __add__(self, other: Delta) -> Delta:
-        """Exact: the factors side by side, of the two ranks together."""
+        """Of two of a kind exact: the factors side by side, of the two ranks together."""
         import torch
 
-        if isinstance(other, Dense) or other.transposed != self.transposed:
-            return (
-                Dense(self.dense() + other.dense())
-                if not isinstance(other, Dense)
-                else other + self
-            )
+        if not isinstance(other, LowRank):
+            return other + self
+        if other.transposed != self.transposed:
+            return Dense(self.dense() + other.dense())
         return LowRank(
             torch.cat([self.a, other.a]), torch.cat([self.b, other.b], 1), self.transposed
         )
 
     def dot(self, other: Delta) -> float:
-        if isinstance(other, Dense) or other.transposed != self.transposed:
-            return float((self.dense().double() * other.dense().double()).sum())
+        if not isinstance(other, LowRank) or other.transposed != self.transposed:
+            return super().dot(other)
         # <B1 A1, B2 A2> = sum of (B1^T B2) * (A1 A2^T): r x r instead of out x in.
         inner = (self.b.double().T @ other.b.double()) * (self.a.double() @ other.a.double().T)
         return float(inner.sum())
 
 
-Delta = Dense | LowRank
+@dataclass(frozen=True)
+class Lazy(Delta):
+    """A delta that is read or computed a part at a time, from files or from other deltas.
+
+    Attributes:
+        read: (start, stop) -> those rows.
+    """
+
+    size: tuple[int, ...]
+    stored: torch.dtype
+    read: Callable[[int, int], Dense | LowRank]
+
+    @classmethod
+    def between(cls, base: Weights, aligned: Weights, name: str) -> Lazy:
+        """aligned - base of one weight, read from both when asked for."""
+        import torch
+
+        def read(start: int, stop: int) -> Dense:
+            theirs = aligned.rows(name, start, stop)
+            return Dense.between(base.rows(name, start, stop).to(theirs.device), theirs)
+
+        return cls(base.shape(name), torch.float32, read)
+
+    @property
+    def shape(self) -> torch.Size:
+        import torch
+
+        return torch.Size(self.size)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.stored
+
+    def part(self, start: int, stop: int) -> Dense | LowRank:
+        return self.read(start, stop)
+
+    def in_memory(self) -> Dense | LowRank:
+        whole = super().in_memory()
+        if isinstance(whole, Dense) and not self.size:  # one row of one value
+            return Dense(whole.values.reshape(()), whole.residual)
+        return whole
+
+    def __mul__(self, scale: float) -> Lazy:
+        return Lazy(self.size, self.stored, lambda start, stop: self.read(start, stop) * scale)
+
+    def __add__(self, other: Delta) -> Lazy:
+        import torch
+
+        def read(start: int, stop: int) -> Dense | LowRank:
+            total = self.read(start, stop) + other.part(start, stop)
+            assert isinstance(total, Dense | LowRank)
+            return total
+
+        return Lazy(self.size, torch.float32, read)
+
+
+def part_of_sparse(sparse: torch.Tensor | None, start: int, stop: int) -> torch.Tensor | None:
+    """Rows `start` to `stop` of a coalesced sparse tensor; None if nothing lies there."""
+    import torch
+
+    if sparse is None:
+        return None
+    indices = sparse.indices()
+    first, last = torch.searchsorted(indices[0].contiguous(), torch.tensor([start, stop])).tolist()
+    if first == last:
+        return None
+    moved = indices[:, first:last].clone()
+    moved[0] -= start
+    return torch.sparse_coo_tensor(
+        moved,
+        sparse.values()[first:last],
+        (stop - start, *sparse.shape[1:]),
+        is_coalesced=True,
+        check_invariants=True,
+    )

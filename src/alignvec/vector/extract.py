@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignvec.errors import AlignvecError
 from alignvec.files import read_json
-from alignvec.models import base_name
+from alignvec.models import base_name, transposed_weights
 from alignvec.vector.alignment_vector import AlignmentVector, base_id
-from alignvec.vector.delta import Delta, Dense, LowRank
-from alignvec.vector.weights import CheckpointWeights, open_weights
+from alignvec.vector.delta import Delta, Lazy, LowRank, parts
+from alignvec.vector.weights import CheckpointWeights, Weights, all_finite, open_weights
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +27,7 @@ def extract(
     base: str | Path | PreTrainedModel,
     aligned: str | Path | PreTrainedModel,
     name: str | None,
+    allow_missing: Sequence[str],
     on_progress: Progress,
 ) -> AlignmentVector:
     """See `AlignmentVector.extract`."""
@@ -38,47 +40,74 @@ def extract(
     if isinstance(aligned, str | Path) and (Path(aligned) / "adapter_config.json").exists():
         deltas: dict[str, Delta] = dict(read_adapter(Path(aligned), base_weights))
     else:
-        deltas = dict(_subtract(base_weights, open_weights(aligned), on_progress))
-    return AlignmentVector(deltas, base_id(base), name or "alignment vector", training)
+        deltas = _subtract(base_weights, open_weights(aligned), allow_missing, on_progress)
+    vector = AlignmentVector(
+        deltas,
+        base_id(base),
+        name or "alignment vector",
+        training,
+        transposed=transposed_weights(base) & deltas.keys(),
+    )
+    live = any(not isinstance(source, str | Path) for source in (base, aligned))
+    return vector.in_memory() if live else vector  # a live model may change later
 
 
 def _subtract(
-    base: Mapping[str, torch.Tensor], aligned: Mapping[str, torch.Tensor], on_progress: Progress
-) -> dict[str, Dense]:
-    _check_same_tensors(base, aligned)
-    deltas = {}
-    for done, name in enumerate(base, start=1):
-        if base[name].is_floating_point():
-            delta = Dense.between(base[name], aligned[name].to(base[name].device))
-            if delta is not None:
-                _check_finite(delta.values, name)
-                deltas[name] = delta
-        on_progress(done, len(base))
+    base: Weights, aligned: Weights, allow_missing: Sequence[str], on_progress: Progress
+) -> dict[str, Delta]:
+    """The deltas of the tensors that differ. Only equal ones are read to their end for that."""
+    names = _common_tensors(base, aligned, allow_missing)
+    done, total = 0, sum(base.nbytes(name) for name in names)
+    deltas: dict[str, Delta] = {}
+    for name in names:
+        if _differs(base, aligned, name):
+            deltas[name] = Lazy.between(base, aligned, name)
+        done += base.nbytes(name)
+        on_progress(done, total)
     return deltas
 
 
-def _check_same_tensors(
-    base: Mapping[str, torch.Tensor], aligned: Mapping[str, torch.Tensor]
-) -> None:
+def _differs(base: Weights, aligned: Weights, name: str) -> bool:
+    import torch
+
+    for start, stop in parts(base.shape(name)):
+        theirs = aligned.rows(name, start, stop)
+        ours = base.rows(name, start, stop).to(theirs.device)
+        if not torch.equal(ours, theirs) and not torch.equal(ours.float(), theirs.float()):
+            return True
+    return False
+
+
+def _common_tensors(base: Weights, aligned: Weights, allow_missing: Sequence[str]) -> list[str]:
+    """Names on both sides, checked before any work: presence, kind of number, shape."""
     for present, absent, where in ((base, aligned, "aligned"), (aligned, base, "base")):
         for name in present:
-            if name not in absent:
-                raise AlignvecError(
-                    f"base and aligned model differ in architecture: {name} is missing in the "
-                    f"{where} model"
-                )
-    for name in base:
-        if base[name].shape != aligned[name].shape:
+            if name in absent or any(fnmatchcase(name, pattern) for pattern in allow_missing):
+                continue
             raise AlignvecError(
-                f"base and aligned model differ in shape: {name} is {tuple(base[name].shape)} in "
-                f"the base and {tuple(aligned[name].shape)} in the aligned model"
+                f"base and aligned model differ in architecture: {name} is missing in the "
+                f"{where} model (--allow-missing '{name}' leaves it out)"
             )
+    names = [name for name in base if name in aligned]
+    for name in names:
+        if base.shape(name) != aligned.shape(name):
+            raise AlignvecError(
+                f"base and aligned model differ in shape: {name} is {base.shape(name)} in "
+                f"the base and {aligned.shape(name)} in the aligned model"
+            )
+        floating = [weights.dtype(name).is_floating_point for weights in (base, aligned)]
+        if floating[0] != floating[1]:
+            raise AlignvecError(
+                f"base and aligned model differ in dtype: {name} is {base.dtype(name)} in the "
+                f"base and {aligned.dtype(name)} in the aligned model; is one of them quantised?"
+            )
+    return [name for name in names if base.dtype(name).is_floating_point]
 
 
 _FACTOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
 
 
-def read_adapter(folder: Path, base: Mapping[str, torch.Tensor]) -> dict[str, LowRank]:
+def read_adapter(folder: Path, base: Weights) -> dict[str, LowRank]:
     """The factors of a PEFT LoRA adapter, its scaling multiplied into B, so that delta = B A.
 
     Raises:
@@ -101,23 +130,23 @@ def read_adapter(folder: Path, base: Mapping[str, torch.Tensor]) -> dict[str, Lo
         _check_finite(weights[key], key)
         factors.setdefault(match["module"], {})[match["part"]] = weights[key]
     deltas = {}
-    for module, parts in factors.items():
-        if len(parts) != 2:
+    for module, pair in factors.items():
+        if len(pair) != 2:
             raise AlignvecError(f"{folder} has only one of the two factors of {module}")
         name, delta = (
             f"{module}.weight",
             LowRank(
-                parts["A"],
-                parts["B"] * _scaling(config, module),
+                pair["A"],
+                pair["B"] * _scaling(config, module),
                 transposed=bool(config.get("fan_in_fan_out")),
             ),
         )
         if name not in base:
             raise AlignvecError(f"the adapter changes {name}, which the base does not have")
-        if base[name].shape != delta.shape:
+        if base.shape(name) != tuple(delta.shape):
             raise AlignvecError(
                 f"the adapter changes {name} of shape {tuple(delta.shape)}; in the base it is "
-                f"{tuple(base[name].shape)}"
+                f"{base.shape(name)}"
             )
         deltas[name] = delta
     return deltas
@@ -140,5 +169,5 @@ def _scaling(config: Mapping[str, Any], module: str) -> float:
 
 
 def _check_finite(tensor: torch.Tensor, name: str) -> None:
-    if not bool(tensor.isfinite().all()):
+    if not all_finite(tensor):
         raise AlignvecError(f"{name} holds NaN or infinity")

@@ -1,15 +1,18 @@
 """An alignment vector on disk: safetensors and one JSON file.
 
     full      alignment_vector.json, model.safetensors (or shards with an index),
-              residual.safetensors where needed
-    low_rank  alignment_vector.json, adapter_model.safetensors, adapter_config.json
+              residual-*.safetensors where needed
+    low_rank  alignment_vector.json, adapter_model.safetensors, adapter_config.json, and
+              model.safetensors if some deltas are dense
 
-A `low_rank` folder is a PEFT LoRA adapter with scaling 1, so PEFT and vLLM load it unchanged.
-`residual.safetensors` holds the few values that float32 deltas cannot (see `delta.Dense`).
+A `low_rank` folder is a PEFT LoRA adapter with scaling 1, so PEFT and vLLM load it unchanged; they
+do not see the dense deltas. `residual-*.safetensors` hold the few values of a tensor that float32
+deltas cannot (see `delta.Dense`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,15 +22,15 @@ from alignvec.errors import AlignvecError
 from alignvec.files import read_json, whole_folder, write_json
 from alignvec.models import one_line, parse_dtype
 from alignvec.vector.alignment_vector import AlignmentVector, BaseId
-from alignvec.vector.delta import Delta, Dense, LowRank
-from alignvec.vector.weights import CheckpointWeights
+from alignvec.vector.delta import Delta, Dense, Lazy, LowRank, part_of_sparse
+from alignvec.vector.stream import Output, Progress, work_key, write_tensors
+from alignvec.vector.weights import INDEX, CheckpointWeights, all_finite
 
 if TYPE_CHECKING:
     import torch
 
 FORMAT_VERSION = 1
 METADATA = "alignment_vector.json"
-RESIDUAL = "residual.safetensors"
 
 
 class _Base(BaseModel):
@@ -56,15 +59,14 @@ class _Metadata(BaseModel):
     calibration: dict[str, Any] | None = None
 
 
-def save(vector: AlignmentVector, folder: Path, dtype: str | None, overwrite: bool) -> Path:
+def save(
+    vector: AlignmentVector, folder: Path, dtype: str | None, overwrite: bool, progress: Progress
+) -> Path:
     """See `AlignmentVector.save_pretrained`."""
-    import torch
-    from huggingface_hub import save_torch_state_dict
-    from safetensors.torch import save_file
-
     chosen = parse_dtype(dtype) or vector.dtype
-    ranks = [delta.rank for delta in vector.deltas.values() if isinstance(delta, LowRank)]
-    rank = max(ranks, default=None) if vector.kind == "low_rank" else None
+    factored = {n: delta for n, delta in vector.deltas.items() if isinstance(delta, LowRank)}
+    dense = {n: delta for n, delta in vector.deltas.items() if n not in factored}
+    rank = max((delta.rank for delta in factored.values()), default=None)
     metadata = _Metadata(
         format_version=FORMAT_VERSION,
         name=vector.name,
@@ -72,78 +74,100 @@ def save(vector: AlignmentVector, folder: Path, dtype: str | None, overwrite: bo
         dtype=str(chosen).removeprefix("torch."),
         base=_Base(id=vector.base.id, fingerprint=vector.base.fingerprint),
         tensors={
-            name: _Tensor(
-                shape=list(delta.shape),
-                rank=delta.rank if rank and isinstance(delta, LowRank) else None,
-                transposed=delta.transposed if isinstance(delta, LowRank) else False,
-            )
+            name: _describe(delta, name in vector.transposed)
             for name, delta in vector.deltas.items()
         },
         rank=rank,
         training=dict(vector.training),
         calibration=None if vector.calibration is None else dict(vector.calibration),
     )
-    with whole_folder(folder, overwrite) as partial:
-        if rank is not None:
-            save_file(_adapter_tensors(vector, rank, chosen), partial / "adapter_model.safetensors")
-            write_json(partial / "adapter_config.json", _adapter_config(vector, rank))
-        else:
-            dense = {name: delta.dense().to(chosen) for name, delta in vector.deltas.items()}
-            if dense:
-                save_torch_state_dict(
-                    {name: tensor.contiguous() for name, tensor in dense.items()}, partial
-                )
-            else:  # an empty vector is a file without tensors
-                save_file({}, partial / "model.safetensors")
-            residuals = _residual_tensors(vector) if chosen == torch.float32 else {}
-            if residuals:
-                save_file(residuals, partial / RESIDUAL)
+    work = work_key(vector.base.fingerprint, vector.fingerprint(), str(chosen))
+    with whole_folder(folder, overwrite, work) as partial:
+        if factored:
+            write_adapter(partial, vector.base.id, factored, chosen)
+        if dense or not factored:
+            outputs = {
+                name: _output(delta, chosen, partial / f"residual-{index:05}.safetensors")
+                for index, (name, delta) in enumerate(dense.items())
+            }
+            write_tensors(partial, outputs, progress)
         write_json(partial / METADATA, metadata.model_dump(exclude_none=True))
     return folder
 
 
-def _adapter_tensors(
-    vector: AlignmentVector, rank: int, dtype: torch.dtype
-) -> dict[str, torch.Tensor]:
-    """PEFT's names; factors of a smaller rank padded with zeros, since readers want one rank."""
+def _describe(delta: Delta, transposed: bool) -> _Tensor:
+    if not isinstance(delta, LowRank):
+        return _Tensor(shape=list(delta.shape), transposed=transposed)
+    return _Tensor(
+        shape=list(delta.shape),
+        rank=delta.rank,
+        energy=delta.energy,
+        transposed=delta.transposed,
+    )
+
+
+def _output(delta: Delta, dtype: torch.dtype, residual_file: Path) -> Output:
+    """A dense delta as its rows are written; its residual goes to a file of its own at the end."""
+    import torch
+    from safetensors.torch import save_file
+
+    residuals: dict[int, torch.Tensor] = {}
+
+    def rows(start: int, stop: int) -> torch.Tensor:
+        part = delta.part(start, stop)
+        if isinstance(part, Dense) and part.residual is not None and dtype == torch.float32:
+            residuals[start] = part.residual
+        return part.dense() if isinstance(part, LowRank) else part.values
+
+    def done() -> None:
+        if residuals:
+            indices = [part.indices().clone() for _, part in sorted(residuals.items())]
+            for start, moved in zip(sorted(residuals), indices, strict=True):
+                moved[0] += start
+            values = torch.cat([part.values() for _, part in sorted(residuals.items())])
+            save_file({"indices": torch.cat(indices, 1), "values": values}, residual_file)
+            residuals.clear()
+
+    return Output(tuple(delta.shape), dtype, rows, done)
+
+
+def write_adapter(
+    folder: Path, base: str, factored: Mapping[str, LowRank], dtype: torch.dtype
+) -> None:
+    """A PEFT LoRA adapter with scaling 1: `adapter_model.safetensors`, `adapter_config.json`.
+
+    Factors of a smaller rank are padded with zeros, since readers want one rank.
+    """
+    from safetensors.torch import save_file
     from torch.nn.functional import pad
 
+    rank = max(delta.rank for delta in factored.values())
+
     tensors = {}
-    for name, delta in vector.deltas.items():
-        assert isinstance(delta, LowRank)
+    for name, delta in factored.items():
         module = f"base_model.model.{name.removesuffix('.weight')}"
         missing = rank - delta.rank
         a, b = pad(delta.a, (0, 0, 0, missing)), pad(delta.b, (0, missing))
         tensors[f"{module}.lora_A.weight"] = a.to(dtype).contiguous()
         tensors[f"{module}.lora_B.weight"] = b.to(dtype).contiguous()
-    return tensors
+    save_file(tensors, folder / "adapter_model.safetensors")
+    write_json(folder / "adapter_config.json", _adapter_config(base, factored, rank))
 
 
-def _adapter_config(vector: AlignmentVector, rank: int) -> dict[str, Any]:
+def _adapter_config(base: str, factored: Mapping[str, LowRank], rank: int) -> dict[str, Any]:
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": vector.base.id,
+        "base_model_name_or_path": base,
         "r": rank,
         "lora_alpha": rank,
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": any(
-            isinstance(delta, LowRank) and delta.transposed for delta in vector.deltas.values()
-        ),
+        "fan_in_fan_out": any(delta.transposed for delta in factored.values()),
         # Full names, so that only the layers that have factors are touched.
-        "target_modules": sorted(name.removesuffix(".weight") for name in vector.deltas),
+        "target_modules": sorted(name.removesuffix(".weight") for name in factored),
         "inference_mode": True,
     }
-
-
-def _residual_tensors(vector: AlignmentVector) -> dict[str, torch.Tensor]:
-    tensors = {}
-    for name, delta in vector.deltas.items():
-        if isinstance(delta, Dense) and delta.residual is not None:
-            tensors[f"{name}.indices"] = delta.residual.indices().contiguous()
-            tensors[f"{name}.values"] = delta.residual.values().contiguous()
-    return tensors
 
 
 def load(source: str | Path) -> AlignmentVector:
@@ -166,7 +190,11 @@ def load(source: str | Path) -> AlignmentVector:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise AlignvecError(f"{folder / METADATA}: field '{place}': {first['msg']}") from None
-    deltas = _load_low_rank(folder, metadata) if metadata.kind == "low_rank" else _load_full(folder)
+    deltas: dict[str, Delta] = {}
+    if metadata.kind == "low_rank":
+        deltas.update(_load_factors(folder, metadata))
+    if len(deltas) < len(metadata.tensors) or metadata.kind == "full":
+        deltas.update(_open_dense(folder, metadata))
     for name, expected in metadata.tensors.items():
         if name not in deltas:
             raise AlignvecError(f"{folder}: {name} is in {METADATA} but not in the weights")
@@ -183,50 +211,67 @@ def load(source: str | Path) -> AlignmentVector:
         metadata.name,
         metadata.training,
         metadata.calibration,
+        frozenset(name for name, tensor in metadata.tensors.items() if tensor.transposed),
     )
 
 
-def _load_full(folder: Path) -> dict[str, Delta]:
-    import torch
-
-    sharded = (folder / "model.safetensors.index.json").exists()
-    weights = CheckpointWeights(folder, None if sharded else "model.safetensors")
-    residuals = CheckpointWeights(folder, RESIDUAL) if (folder / RESIDUAL).exists() else {}
+def _open_dense(folder: Path, metadata: _Metadata) -> dict[str, Delta]:
+    """The dense deltas, to be read when they are used."""
+    weights = CheckpointWeights(folder, None if (folder / INDEX).exists() else "model.safetensors")
+    dense = [name for name, tensor in metadata.tensors.items() if tensor.rank is None]
+    residuals = {
+        name: folder / f"residual-{index:05}.safetensors" for index, name in enumerate(dense)
+    }
     deltas: dict[str, Delta] = {}
     for name in weights:
-        values = weights[name]
-        if not values.is_floating_point() or not bool(values.isfinite().all()):
-            raise AlignvecError(f"{folder}: {name} holds NaN, infinity or no floating numbers")
+        if not weights.dtype(name).is_floating_point:
+            raise AlignvecError(f"{folder}: {name} holds no floating numbers")
         residual = None
-        if f"{name}.indices" in residuals:
-            try:
-                residual = torch.sparse_coo_tensor(
-                    residuals[f"{name}.indices"],
-                    residuals[f"{name}.values"],
-                    values.shape,
-                    check_invariants=True,
-                ).coalesce()
-            except (KeyError, RuntimeError) as error:
-                raise AlignvecError(
-                    f"{folder / RESIDUAL}: {name} is damaged: {one_line(error)}"
-                ) from None
-        deltas[name] = Dense(values, residual)
+        if name in residuals and residuals[name].exists():
+            residual = _load_residual(residuals[name], weights.shape(name))
+        deltas[name] = _stored(weights, name, residual)
     return deltas
 
 
-def _load_low_rank(folder: Path, metadata: _Metadata) -> dict[str, Delta]:
+def _stored(weights: CheckpointWeights, name: str, residual: torch.Tensor | None) -> Lazy:
+    def read(start: int, stop: int) -> Dense:
+        values = weights.rows(name, start, stop)
+        if not all_finite(values):
+            raise AlignvecError(f"{weights.folder}: {name} holds NaN or infinity")
+        return Dense(values, part_of_sparse(residual, start, stop))
+
+    return Lazy(weights.shape(name), weights.dtype(name), read)
+
+
+def _load_residual(file: Path, shape: tuple[int, ...]) -> torch.Tensor:
+    import torch
+
+    weights = CheckpointWeights(file.parent, file.name)
+    try:
+        return torch.sparse_coo_tensor(
+            weights["indices"], weights["values"], shape or (1,), check_invariants=True
+        ).coalesce()
+    except (KeyError, RuntimeError) as error:
+        raise AlignvecError(f"{file} is damaged: {one_line(error)}") from None
+
+
+def _load_factors(folder: Path, metadata: _Metadata) -> dict[str, LowRank]:
     weights = CheckpointWeights(folder, "adapter_model.safetensors")
-    deltas: dict[str, Delta] = {}
+    deltas = {}
     for name, expected in metadata.tensors.items():
+        if expected.rank is None:
+            continue
         module = f"base_model.model.{name.removesuffix('.weight')}"
         try:
             a, b = (weights[f"{module}.lora_{part}.weight"] for part in "AB")
         except KeyError:
             raise AlignvecError(f"{folder}: the factors of {name} are missing") from None
-        if not bool(a.isfinite().all() and b.isfinite().all()):
+        if not (all_finite(a) and all_finite(b)):
             raise AlignvecError(f"{folder}: {name} holds NaN or infinity")
-        rank = expected.rank or a.shape[0]  # the rest is padding
-        deltas[name] = LowRank(a[:rank], b[:, :rank], expected.transposed)
+        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
+            raise AlignvecError(f"{folder}: the factors of {name} do not fit each other")
+        rank = expected.rank  # the rest is padding
+        deltas[name] = LowRank(a[:rank], b[:, :rank], expected.transposed, expected.energy)
     return deltas
 
 

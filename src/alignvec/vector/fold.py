@@ -1,0 +1,100 @@
+"""Fold to a checkpoint: theta + sum_k lambda_k tau_k, from disk to disk."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alignvec.files import check_free, read_json, whole_folder, write_json
+from alignvec.models import base_name, find_base, parse_dtype
+from alignvec.vector.alignment_vector import AlignmentVector
+from alignvec.vector.delta import Delta
+from alignvec.vector.stream import Output, Progress, work_key, write_tensors
+from alignvec.vector.weights import CheckpointWeights, Weights, fingerprint
+
+if TYPE_CHECKING:
+    import torch
+
+Turned = Sequence[tuple[AlignmentVector, float]]
+# What makes a folder of weights a model; code (.py) is never taken along.
+_BESIDE = ("*.json", "*.jinja", "*.model", "*.txt", "LICENSE*")
+
+
+def fold(
+    base: str | Path,
+    turned: Turned,
+    out: Path,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    check_base: bool = True,
+    on_progress: Progress = lambda done, total: None,
+) -> Path:
+    """Write the checkpoint of a base with its knobs turned; nothing is ever held whole.
+
+    Sums in float32 and rounds once to the dtype that is asked for. Config, tokenizer, generation
+    config and chat template are the base's. A tied tensor is written once. Killed and started
+    again with the same arguments, it goes on where it was.
+
+    Args:
+        base: "embedded", folder, GGUF file or hub id.
+        turned: vectors with their strengths.
+        dtype: float32, bfloat16 or float16; by default that of each tensor of the base.
+        check_base: refuse a vector whose base has another fingerprint.
+        on_progress: called with (bytes written, bytes in all).
+
+    Raises:
+        AlignvecError: a vector does not fit, `out` is taken, or a result is not finite.
+    """
+    chosen = parse_dtype(dtype)
+    check_free(out, overwrite)
+    folder = find_base(str(base))
+    weights = CheckpointWeights(folder)
+    for vector, _ in turned:
+        vector.check_base(weights, base_name(str(base)), check_base)
+    outputs = {name: _output(weights, name, turned, chosen) for name in weights}
+    key = work_key(
+        fingerprint(weights), str(chosen), [(vector.fingerprint(), by) for vector, by in turned]
+    )
+    with whole_folder(out, overwrite, key) as partial:
+        write_tensors(partial, outputs, on_progress)
+        _copy_beside(folder, partial)
+        if chosen is not None:
+            _say_dtype(partial / "config.json", chosen)
+    return out
+
+
+def _output(weights: Weights, name: str, turned: Turned, dtype: torch.dtype | None) -> Output:
+    floating = weights.dtype(name).is_floating_point
+    deltas: list[tuple[Delta, float]] = [
+        (vector.deltas[name], strength)
+        for vector, strength in turned
+        if strength and name in vector.deltas
+    ]
+
+    def rows(start: int, stop: int) -> torch.Tensor:
+        total = weights.rows(name, start, stop)
+        if deltas:
+            total = total.float()
+            for delta, strength in deltas:
+                delta.part(start, stop).add_to(total, strength)
+        return total
+
+    stored = dtype if dtype is not None and floating else weights.dtype(name)
+    return Output(weights.shape(name), stored, rows)
+
+
+def _copy_beside(base: Path, out: Path) -> None:
+    for pattern in _BESIDE:
+        for file in base.glob(pattern):
+            weights_index = file.name.endswith(".index.json")
+            if file.is_file() and not weights_index and not (out / file.name).exists():
+                shutil.copyfile(file, out / file.name)
+
+
+def _say_dtype(config_file: Path, dtype: torch.dtype) -> None:
+    if config_file.exists():
+        config = read_json(config_file)
+        key = "dtype" if "dtype" in config else "torch_dtype"
+        write_json(config_file, {**config, key: str(dtype).removeprefix("torch.")})

@@ -1,0 +1,211 @@
+"""Write safetensors a part at a time: nothing larger than a part is ever held.
+
+The size of every tensor is known before the work starts, so each file gets its header and its full
+length at once (a full disk is noticed then), and threads fill in the parts in any order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alignvec.errors import AlignvecError
+from alignvec.files import write_json
+from alignvec.vector.delta import parts
+from alignvec.vector.weights import INDEX, all_finite, dtype_names
+
+if TYPE_CHECKING:
+    import torch
+
+Progress = Callable[[int, int], None]
+_JOURNAL = "written.journal"
+_SYNC_EVERY = 2**28  # bytes between two notes in the journal
+
+
+@dataclass(frozen=True)
+class Output:
+    """One tensor to write.
+
+    Attributes:
+        rows: (start, stop) -> those rows, in any floating dtype; called from several threads.
+        done: called once after its last row is written, before it counts as written.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    rows: Callable[[int, int], torch.Tensor]
+    done: Callable[[], None] = lambda: None
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+
+def write_tensors(
+    folder: Path,
+    outputs: Mapping[str, Output],
+    on_progress: Progress = lambda done, total: None,
+    max_shard_size: str = "5GB",
+) -> None:
+    """Write `model.safetensors`, or shards and an index, into `folder`.
+
+    What an earlier, killed call wrote into the same folder is kept: tensors that its journal names
+    are not computed again. The caller sees to it that the folder belongs to the same work.
+
+    Raises:
+        AlignvecError: a result is not finite.
+        OSError: the disk is full or the folder cannot be written.
+    """
+    places = _lay_out(folder, outputs, max_shard_size)
+    journal = folder / _JOURNAL
+    written = set(journal.read_text().splitlines()) if journal.exists() else set()
+    done = sum(output.nbytes for name, output in outputs.items() if name in written)
+    total = sum(output.nbytes for output in outputs.values())
+    on_progress(done, total)
+    unsaved, since = [], 0
+    for name in _fill(outputs, places, [name for name in outputs if name not in written]):
+        outputs[name].done()
+        done += outputs[name].nbytes
+        since += outputs[name].nbytes
+        unsaved.append(name)
+        if since >= _SYNC_EVERY:
+            _note(journal, unsaved, {places[name][0] for name in unsaved})
+            unsaved, since = [], 0
+        on_progress(done, total)
+    journal.unlink(missing_ok=True)
+
+
+def work_key(*what: object) -> str:
+    """A short name for a piece of work, for `whole_folder(resume=...)`."""
+    return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:12]
+
+
+def _lay_out(
+    folder: Path, outputs: Mapping[str, Output], max_shard_size: str
+) -> dict[str, tuple[Path, int]]:
+    """Make the files at their full length; returns where each tensor starts."""
+    import torch
+    from huggingface_hub import split_torch_state_dict_into_shards
+
+    meta = {
+        name: torch.empty(output.shape, dtype=output.dtype, device="meta")
+        for name, output in outputs.items()
+    }
+    spelled = {dtype: name for name, dtype in dtype_names().items()}
+    split = split_torch_state_dict_into_shards(meta, max_shard_size=max_shard_size)
+    shards = split.filename_to_tensors or {"model.safetensors": []}
+    places = {}
+    for file, names in shards.items():
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        offset = 0
+        for name in names:
+            size = outputs[name].nbytes
+            header[name] = {
+                "dtype": spelled[outputs[name].dtype],
+                "shape": list(outputs[name].shape),
+                "data_offsets": [offset, offset + size],
+            }
+            places[name] = (folder / file, offset)
+            offset += size
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        start = 8 + len(text)
+        with (folder / file).open("r+b" if (folder / file).exists() else "wb") as handle:
+            handle.write(struct.pack("<Q", len(text)) + text)
+            handle.flush()
+            if offset:
+                os.posix_fallocate(handle.fileno(), 0, start + offset)
+        for name in names:
+            places[name] = (folder / file, start + places[name][1])
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        write_json(folder / INDEX, index)
+    return places
+
+
+def _fill(
+    outputs: Mapping[str, Output],
+    places: Mapping[str, tuple[Path, int]],
+    names: Sequence[str],
+) -> Iterator[str]:
+    """Compute and write all parts on all cores; yields each name when it is complete."""
+
+    def write(name: str, start: int, stop: int) -> str:
+        output, (file, offset) = outputs[name], places[name]
+        rows = output.rows(start, stop).to(output.dtype).contiguous()
+        if rows.is_floating_point() and not all_finite(rows):
+            raise AlignvecError(f"{name} holds NaN or infinity in {output.dtype}")
+        row_bytes = prod(output.shape[1:]) * output.dtype.itemsize
+        with file.open("r+b", buffering=0) as handle:
+            _write_at(handle.fileno(), rows, offset + start * row_bytes)
+        return name
+
+    left = {name: sum(1 for _ in parts(outputs[name].shape)) for name in names}
+    yield from (name for name in names if not left[name])  # tensors without rows
+    todo = ((name, *span) for name in names for span in parts(outputs[name].shape))
+    workers = os.cpu_count() or 1
+    with _one_torch_thread(), ThreadPoolExecutor(workers) as pool:
+        running: set[Future[str]] = set()
+        try:
+            for job in todo:
+                running.add(pool.submit(write, *job))
+                if len(running) > workers:
+                    yield from _finished(running, left)
+            while running:
+                yield from _finished(running, left)
+        finally:
+            for future in running:
+                future.cancel()
+
+
+def _finished(running: set[Future[str]], left: dict[str, int]) -> Iterator[str]:
+    for future in wait(running, return_when=FIRST_COMPLETED).done:
+        running.remove(future)
+        name = future.result()
+        left[name] -= 1
+        if not left[name]:
+            yield name
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Parts already run side by side; threads within them would only fight for the cores."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _write_at(descriptor: int, tensor: torch.Tensor, offset: int) -> None:
+    import torch
+
+    if not tensor.numel():
+        return
+    view = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+    while len(view):
+        count = os.pwrite(descriptor, view, offset)
+        view, offset = view[count:], offset + count
+
+
+def _note(journal: Path, names: Sequence[str], files: set[Path]) -> None:
+    """Data first, then the note: after a power cut the journal must not know more than the disk."""
+    for file in files:
+        with file.open("rb") as handle:
+            os.fdatasync(handle.fileno())
+    with journal.open("a") as handle:
+        handle.write("".join(f"{name}\n" for name in names))
+        handle.flush()
+        os.fsync(handle.fileno())
