@@ -121,7 +121,9 @@ def align(
     epochs: Annotated[float, typer.Option(help="Passes over the pairs.")] = 1.0,
     learning_rate: Annotated[
         float | None,
-        typer.Option("--learning-rate", "--lr", help="Default: 1e-3, less for many pairs."),
+        typer.Option(
+            "--learning-rate", "--lr", help="Default: 0.016 over the steps, at most 2e-3."
+        ),
     ] = None,
     beta: Annotated[float, typer.Option(help="Pull towards the base.")] = 0.1,
     batch_size: Annotated[int, typer.Option(help="Pairs a step.")] = 8,
