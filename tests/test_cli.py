@@ -66,6 +66,28 @@ def test_from_records_to_a_figure(tiny, tmp_path):
     assert json.loads(one.stdout)["rate"] == rates[2]
 
 
+def test_a_vector_through_every_tool(tiny, vector, tmp_path):
+    """Inspect, compress, fold, export: what a user does with a vector besides turning it."""
+    found = json.loads(run("inspect", vector, "-o", tmp_path / "norms", "--json").stdout)
+    assert found["vectors"]["av"]["kind"] == "full"
+    assert (tmp_path / "norms-av.png").stat().st_size > 10_000
+    small = tmp_path / "small"
+    run("compress", vector, "--rank", "4", "--drop-rest", "-o", small)
+    both = run("inspect", vector, small).stdout
+    assert "rank 4" in both
+    assert "cosine" in both
+    folded = tmp_path / "folded"
+    setting = ("--vector", f"k={vector}", "--vector", f"s={small}", "--set", "k=0.5,s=-1")
+    run("fold", tiny(), *setting, "-o", folded)
+    asked = ("how?", "--max-new-tokens", "8", "--dtype", "float32")
+    live = run("generate", tiny(), *asked, *setting).stdout
+    assert run("generate", folded, *asked).stdout == live
+    run("export", small, "--format", "peft", "-o", tmp_path / "lora")
+    assert (tmp_path / "lora" / "adapter_config.json").exists()
+    run("export", small, "--format", "gguf", "--base", tiny(), "-o", tmp_path / "lora.gguf")
+    assert (tmp_path / "lora.gguf").read_bytes()[:4] == b"GGUF"
+
+
 def test_generate_compares_settings(tiny, vector):
     asked = ("generate", tiny(), "how?", "--vector", f"k={vector}", "--max-new-tokens", "8")
     found = json.loads(run(*asked, "--set", "k=0", "--set", "k=1", "--json").stdout)
@@ -85,7 +107,17 @@ def test_trl_files_train_as_they_are(tiny, tmp_path):
 
 def test_help_names_every_command_and_imports_nothing_heavy():
     text = run("--help").stdout
-    for command in ("demo", "align", "extract", "generate", "eval"):
+    for command in (
+        "demo",
+        "align",
+        "extract",
+        "inspect",
+        "compress",
+        "fold",
+        "export",
+        "generate",
+        "eval",
+    ):
         assert command in text
         assert "Example: alignvec" in run(command, "--help").stdout
     code = "import sys, alignvec.cli; print([m for m in ('torch', 'transformers', 'pydantic', "
@@ -124,6 +156,14 @@ def test_bad_input_is_one_line(tiny, nudged, vector, tmp_path):
         (("extract", base, tiny("gpt2"), *out), "differ in architecture"),
         (("extract", base, nudged(), "-o", vector), "already exists"),
         (("extract", base, nudged(), "--dtype", "int4", *out), "unknown dtype"),
+        (("extract", base, nudged(), "--rank", "0", *out), "rank must be at least 1"),
+        (("fold", base, "--vector", knob, *out), "one --set"),
+        (("fold", base, "--vector", knob, "--set", "legal=1", *out), "unknown knob 'legal'"),
+        (("fold", tiny("gpt2"), "--vector", knob, "--set", "medical=1", *out), "does not have"),
+        (("fold", tiny(seed=1), "--vector", knob, "--set", "medical=1", *out), "another base"),
+        (("compress", vector, *out), "give a rank or a share"),
+        (("export", vector, "--format", "peft", *out), "is dense"),
+        (("inspect", tmp_path / "no"), "no alignment vector at"),
     ]  # fmt: skip
     for arguments, message in cases:
         assert message in refused(*arguments), arguments

@@ -1,5 +1,12 @@
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+from base64 import b64decode
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import ClassVar
 
 import pytest
 import torch
@@ -155,6 +162,23 @@ def test_lora_adapter_becomes_a_vector_that_peft_loads(architecture, rslora, tin
         torch.testing.assert_close(again(ids).logits, wanted, atol=1e-4, rtol=1e-4)
 
 
+def test_dora_adapter_becomes_a_full_vector(tiny, tmp_path):
+    base = tiny()
+    peft = adapter(base, tmp_path / "dora", use_dora=True)
+    for name, parameter in peft.named_parameters():
+        if "magnitude" in name:
+            parameter.data.mul_(1.1)
+    peft.save_pretrained(tmp_path / "dora")
+    vector = AlignmentVector.extract(base, tmp_path / "dora")
+    assert vector.kind == "full"
+    vector.save_pretrained(tmp_path / "av")
+    ids = torch.tensor([[5, 6, 7, 8]])
+    model = KnobModel.from_pretrained(base, {"k": tmp_path / "av"}, dtype="float32")
+    with torch.no_grad():
+        wanted = peft.eval()(ids).logits
+        torch.testing.assert_close(model.set(k=1).model(ids).logits, wanted, atol=1e-4, rtol=1e-4)
+
+
 def test_sums_of_low_rank_vectors_stay_low_rank_and_survive_the_disk(tiny, tmp_path):
     base = tiny()
     adapter(base, tmp_path / "one")
@@ -278,3 +302,76 @@ def test_an_index_cannot_point_outside_its_folder(tiny, tmp_path):
         index.write_text(json.dumps({"weight_map": {"w": shard}}))
         with pytest.raises(AlignvecError, match=message):
             open_weights(tmp_path)
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The few calls of the hub's API that an upload makes; keeps what it is sent."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        here = f"http://127.0.0.1:{self.server.server_port}/me/av"
+        answer = {"url": here, "name": "me/av", "id": "me/av"}
+        if "/preupload/" in self.path:
+            files = json.loads(body)["files"]
+            answer = {
+                "files": [
+                    {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}
+                    for f in files
+                ]
+            }
+        elif "/commit/" in self.path:
+            for line in body.splitlines():
+                entry = json.loads(line)
+                if entry["key"] == "file":
+                    self.files[entry["value"]["path"]] = b64decode(entry["value"]["content"])
+            answer = {"commitUrl": f"{here}/commit/1", "commitOid": "1"}
+        self.reply(answer)
+
+    def do_GET(self):
+        self.reply({"id": "me/av", "sha": "0", "siblings": []})
+
+    def reply(self, answer):
+        text = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_):
+        pass
+
+
+PUSH = """
+import sys
+from alignvec import AlignmentVector
+AlignmentVector.from_pretrained(sys.argv[1]).push_to_hub("me/av")
+"""
+
+
+def test_push_sends_the_folder_and_a_card(tiny, nudged, tmp_path):
+    saved = AlignmentVector.extract(tiny(), nudged(), "tea expert").save_pretrained(tmp_path / "av")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    Thread(target=server.serve_forever, daemon=True).start()
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HUB_OFFLINE": "0",
+        "HF_TOKEN": "hf_test",
+    }
+    try:
+        subprocess.run([sys.executable, "-c", PUSH, saved], env=environment, check=True)
+    finally:
+        server.shutdown()
+    card = Hub.files.pop("README.md").decode()
+    assert card.startswith("---\n")
+    assert "# tea expert" in card
+    assert "alignment-vector" in card
+    assert Hub.files == {file.name: file.read_bytes() for file in saved.iterdir()}
+    environment["HF_ENDPOINT"] = "http://127.0.0.1:9"
+    done = subprocess.run(
+        [sys.executable, "-c", PUSH, saved], env=environment, capture_output=True, text=True
+    )
+    assert "AlignvecError: cannot push to 'me/av'" in done.stderr

@@ -13,7 +13,7 @@ from alignvec.errors import AlignvecError
 from alignvec.files import read_json
 from alignvec.models import base_name, transposed_weights
 from alignvec.vector.alignment_vector import AlignmentVector, base_id
-from alignvec.vector.delta import Delta, Lazy, LowRank, parts
+from alignvec.vector.delta import Delta, Dense, Lazy, LowRank, parts
 from alignvec.vector.weights import CheckpointWeights, Weights, all_finite, open_weights
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def extract(
         training = read_json(record) if record.exists() else {}
     base_weights = open_weights(base)
     if isinstance(aligned, str | Path) and (Path(aligned) / "adapter_config.json").exists():
-        deltas: dict[str, Delta] = dict(read_adapter(Path(aligned), base_weights))
+        deltas = read_adapter(Path(aligned), base_weights)
     else:
         deltas = _subtract(base_weights, open_weights(aligned), allow_missing, on_progress)
     vector = AlignmentVector(
@@ -104,20 +104,23 @@ def _common_tensors(base: Weights, aligned: Weights, allow_missing: Sequence[str
     return [name for name in names if base.dtype(name).is_floating_point]
 
 
-_FACTOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
+_FACTOR = re.compile(
+    r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>A|B|magnitude_vector)(\.weight)?"
+)
 
 
-def read_adapter(folder: Path, base: Weights) -> dict[str, LowRank]:
-    """The factors of a PEFT LoRA adapter, its scaling multiplied into B, so that delta = B A.
+def read_adapter(folder: Path, base: Weights) -> dict[str, Delta]:
+    """The deltas of a PEFT LoRA, rsLoRA or DoRA adapter.
+
+    LoRA's factors stay factors, the scaling multiplied into B, so that delta = B A. DoRA's delta
+    depends on the weight it changes and is of full rank; it is computed when it is used.
 
     Raises:
-        AlignvecError: it is no plain LoRA adapter, is damaged, or does not fit the base.
+        AlignvecError: it is another kind of adapter, is damaged, or does not fit the base.
     """
     config = read_json(folder / "adapter_config.json")
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise AlignvecError(f"{folder} is not a LoRA adapter")
-    if config.get("use_dora"):
-        raise AlignvecError(f"{folder} is a DoRA adapter; merge it into its base and extract that")
     factors: dict[str, dict[str, torch.Tensor]] = {}
     weights = CheckpointWeights(folder, "adapter_model.safetensors")
     for key in weights:
@@ -129,18 +132,10 @@ def read_adapter(folder: Path, base: Weights) -> dict[str, LowRank]:
             )
         _check_finite(weights[key], key)
         factors.setdefault(match["module"], {})[match["part"]] = weights[key]
-    deltas = {}
-    for module, pair in factors.items():
-        if len(pair) != 2:
-            raise AlignvecError(f"{folder} has only one of the two factors of {module}")
-        name, delta = (
-            f"{module}.weight",
-            LowRank(
-                pair["A"],
-                pair["B"] * _scaling(config, module),
-                transposed=bool(config.get("fan_in_fan_out")),
-            ),
-        )
+    deltas: dict[str, Delta] = {}
+    for module, found in factors.items():
+        name = f"{module}.weight"
+        delta = _low_rank(folder, module, found, config)
         if name not in base:
             raise AlignvecError(f"the adapter changes {name}, which the base does not have")
         if base.shape(name) != tuple(delta.shape):
@@ -148,8 +143,43 @@ def read_adapter(folder: Path, base: Weights) -> dict[str, LowRank]:
                 f"the adapter changes {name} of shape {tuple(delta.shape)}; in the base it is "
                 f"{base.shape(name)}"
             )
-        deltas[name] = delta
+        magnitude = found.get("magnitude_vector")
+        deltas[name] = delta if magnitude is None else _dora(base, name, delta, magnitude)
     return deltas
+
+
+def _low_rank(
+    folder: Path, module: str, found: Mapping[str, torch.Tensor], config: Mapping[str, Any]
+) -> LowRank:
+    if not {"A", "B"} <= found.keys():
+        raise AlignvecError(f"{folder} has only one of the two factors of {module}")
+    a, b = found["A"], found["B"]
+    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
+        raise AlignvecError(f"{folder}: the factors of {module} do not fit each other")
+    transposed = bool(config.get("fan_in_fan_out"))
+    if transposed and "magnitude_vector" in found:
+        raise AlignvecError(
+            f"{folder} is a DoRA adapter on a layer that stores its weight transposed; merge it "
+            "into its base and extract that"
+        )
+    return LowRank(a, b * _scaling(config, module), transposed)
+
+
+def _dora(base: Weights, name: str, delta: LowRank, magnitude: torch.Tensor) -> Lazy:
+    """theta' = m (theta + B A) / |theta + B A|, the norm that of each row (Liu et al. 2024)."""
+    import torch
+
+    lengths = magnitude.float().reshape(-1)
+    if len(lengths) != delta.shape[0]:
+        raise AlignvecError(f"the magnitudes of {name} are {len(lengths)}, its rows differ")
+
+    def read(start: int, stop: int) -> Dense:
+        theta = base.rows(name, start, stop).float()
+        moved = theta + delta.part(start, stop).dense()
+        scale = lengths[start:stop] / torch.linalg.norm(moved, dim=1)
+        return Dense.between(theta, scale[:, None] * moved)
+
+    return Lazy(base.shape(name), torch.float32, read)
 
 
 def _scaling(config: Mapping[str, Any], module: str) -> float:
