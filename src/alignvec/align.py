@@ -108,7 +108,7 @@ class AlignSettings:
         """The rate asked for, or one that moves the weights about equally far for any data size.
 
         Adam's steps have the size of the learning rate, so its sum over the steps bounds how far
-        the weights travel. Held constant (at most 2e-3 a step), lambda = 1 means about as much on
+        the weights travel. Held constant (at most 1e-3 a step), lambda = 1 means about as much on
         50 queries as on 500, and `docs/explanation.md` shows where between -3 and 3 things happen.
         """
         if self.learning_rate is not None:
@@ -116,7 +116,7 @@ class AlignSettings:
         if self.method == "full":
             return 5e-6
         steps = math.ceil(pairs / self.batch_size) * self.epochs
-        return min(2e-3, 0.016 / steps)
+        return min(1e-3, 0.016 / steps)
 
 
 def align(

@@ -122,7 +122,7 @@ def align(
     learning_rate: Annotated[
         float | None,
         typer.Option(
-            "--learning-rate", "--lr", help="Default: 0.016 over the steps, at most 2e-3."
+            "--learning-rate", "--lr", help="Default: 0.016 over the steps, at most 1e-3."
         ),
     ] = None,
     beta: Annotated[float, typer.Option(help="Pull towards the base.")] = 0.1,
