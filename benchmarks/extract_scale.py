@@ -13,6 +13,7 @@ import argparse
 import json
 import shutil
 import sys
+from multiprocessing import Process
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,13 @@ def main() -> None:
     results: dict[str, Any] = {}
     for size in options.sizes:
         for seed, name in enumerate(("base", "aligned")):
-            write_checkpoint(options.scratch / name, SHAPES[size], seed)
+            # In a process of its own, as in merge_speed.
+            arguments = (options.scratch / name, SHAPES[size], seed)
+            writing = Process(target=write_checkpoint, args=arguments)
+            writing.start()
+            writing.join()
+            if writing.exitcode:
+                sys.exit(f"writing {name} failed")
         written = sum(f.stat().st_size for f in (options.scratch / "base").glob("*.safetensors"))
         command = [
             str(Path(sys.executable).with_name("alignvec")), "-q", "extract",

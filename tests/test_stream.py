@@ -146,7 +146,7 @@ from alignvec.vector import stream
 folder = Path(sys.argv[1])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 vector = AlignmentVector.extract(folder / "base", folder / "aligned")
-stream._SYNC_EVERY = 1
+stream._NOTE_EVERY = 0
 vector.save_pretrained(folder / "av", overwrite=True)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """

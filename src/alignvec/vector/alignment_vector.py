@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignvec.errors import AlignvecError
-from alignvec.vector.delta import Delta, LowRank
-from alignvec.vector.weights import Weights, fingerprint, open_weights, row_count
+from alignvec.vector.delta import Delta, Dense, LowRank
+from alignvec.vector.weights import Weights, all_finite, fingerprint, open_weights, row_count
 
 if TYPE_CHECKING:
     import torch
@@ -133,8 +133,15 @@ class AlignmentVector:
         return max(dtypes, key=lambda dtype: dtype.itemsize, default=torch.float32)
 
     def in_memory(self) -> AlignmentVector:
-        """The same vector with everything read, independent of the folder it came from."""
+        """The same vector with everything read, independent of the folder it came from.
+
+        Raises:
+            AlignvecError: a delta holds NaN or infinity, or its file changed meanwhile.
+        """
         read = {name: delta.in_memory() for name, delta in self.deltas.items()}
+        for name, delta in read.items():
+            if isinstance(delta, Dense) and not all_finite(delta.values):
+                raise AlignvecError(f"'{self.name}': {name} holds NaN or infinity")
         return dataclasses.replace(self, deltas=read)
 
     def fingerprint(self) -> str:
@@ -155,7 +162,10 @@ class AlignmentVector:
         """The inner product over all weights."""
         self._same_base(other)
         shared = self.deltas.keys() & other.deltas.keys()
-        return math.fsum(self.deltas[name].dot(other.deltas[name]) for name in sorted(shared))
+        total = math.fsum(self.deltas[name].dot(other.deltas[name]) for name in sorted(shared))
+        if not math.isfinite(total):
+            raise AlignvecError(f"'{self.name}' or '{other.name}' holds NaN or infinity")
+        return total
 
     def cosine(self, other: AlignmentVector) -> float:
         """The cosine of the angle between two vectors, in [-1, 1]; NaN if one is empty."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
@@ -84,6 +85,8 @@ def factor(
     else:
         matrix = delta.dense().T if transposed else delta.dense()
         total = float(matrix.double().square().sum())
+        if not math.isfinite(total):
+            raise AlignvecError("a delta to compress holds NaN or infinity")
         u, sigma, v = _svd(matrix, rank if energy is None else None)
     kept = _count(sigma, total, rank, energy)
     share = float(sigma[:kept].double().square().sum()) / total if total else 1.0

@@ -17,7 +17,7 @@ from alignvec.vector.weights import Weights, row_count
 if TYPE_CHECKING:
     import torch
 
-PART = 4 * 2**20  # values that are worked on at a time
+PART = 2**20  # values that are worked on at a time: few enough to stay in a cache
 
 
 def parts(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from alignvec.errors import AlignvecError
 from alignvec.vector.alignment_vector import AlignmentVector
 from alignvec.vector.delta import LowRank, parts
 
@@ -27,7 +28,10 @@ def inspect(vector: AlignmentVector) -> dict[str, Any]:
         layer, module = (match[1], match[2]) if match else ("-", name)
         # The experts of a layer are one module.
         module = re.sub(r"\.\d+\.", ".*.", module.removesuffix(".weight"))
-        squares[module, layer] = squares.get((module, layer), 0.0) + delta.dot(delta)
+        square = delta.dot(delta)
+        if not math.isfinite(square):
+            raise AlignvecError(f"'{vector.name}': {name} holds NaN or infinity")
+        squares[module, layer] = squares.get((module, layer), 0.0) + square
     for (module, layer), square in squares.items():
         norms.setdefault(module, {})[layer] = math.sqrt(max(0.0, square))
     ranks = [delta.rank for delta in vector.deltas.values() if isinstance(delta, LowRank)]

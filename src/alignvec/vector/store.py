@@ -235,10 +235,7 @@ def _open_dense(folder: Path, metadata: _Metadata) -> dict[str, Delta]:
 
 def _stored(weights: CheckpointWeights, name: str, residual: torch.Tensor | None) -> Lazy:
     def read(start: int, stop: int) -> Dense:
-        values = weights.rows(name, start, stop)
-        if not all_finite(values):
-            raise AlignvecError(f"{weights.folder}: {name} holds NaN or infinity")
-        return Dense(values, part_of_sparse(residual, start, stop))
+        return Dense(weights.rows(name, start, stop), part_of_sparse(residual, start, stop))
 
     return Lazy(weights.shape(name), weights.dtype(name), read)
 

@@ -1,7 +1,7 @@
 """Write safetensors a part at a time: nothing larger than a part is ever held.
 
-The size of every tensor is known before the work starts, so each file gets its header and its full
-length at once (a full disk is noticed then), and threads fill in the parts in any order.
+The size of every tensor is known before the work starts, so a full disk is noticed then, each file
+gets its header and its length at once, and threads fill in the parts in any order.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import struct
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 _JOURNAL = "written.journal"
-_SYNC_EVERY = 2**28  # bytes between two notes in the journal
+_NOTE_EVERY = 10.0  # seconds between two notes in the journal: what a kill can cost
 
 
 @dataclass(frozen=True)
@@ -71,15 +73,14 @@ def write_tensors(
     done = sum(output.nbytes for name, output in outputs.items() if name in written)
     total = sum(output.nbytes for output in outputs.values())
     on_progress(done, total)
-    unsaved, since = [], 0
+    unsaved, noted = [], time.monotonic()
     for name in _fill(outputs, places, [name for name in outputs if name not in written]):
         outputs[name].done()
         done += outputs[name].nbytes
-        since += outputs[name].nbytes
         unsaved.append(name)
-        if since >= _SYNC_EVERY:
+        if time.monotonic() - noted >= _NOTE_EVERY:
             _note(journal, unsaved, {places[name][0] for name in unsaved})
-            unsaved, since = [], 0
+            unsaved, noted = [], time.monotonic()
         on_progress(done, total)
     journal.unlink(missing_ok=True)
 
@@ -96,40 +97,50 @@ def _lay_out(
     import torch
     from huggingface_hub import split_torch_state_dict_into_shards
 
+    _check_space(folder, outputs)
     meta = {
         name: torch.empty(output.shape, dtype=output.dtype, device="meta")
         for name, output in outputs.items()
     }
-    spelled = {dtype: name for name, dtype in dtype_names().items()}
     split = split_torch_state_dict_into_shards(meta, max_shard_size=max_shard_size)
-    shards = split.filename_to_tensors or {"model.safetensors": []}
-    places = {}
-    for file, names in shards.items():
-        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-        offset = 0
-        for name in names:
-            size = outputs[name].nbytes
-            header[name] = {
-                "dtype": spelled[outputs[name].dtype],
-                "shape": list(outputs[name].shape),
-                "data_offsets": [offset, offset + size],
-            }
-            places[name] = (folder / file, offset)
-            offset += size
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
-        start = 8 + len(text)
-        with (folder / file).open("r+b" if (folder / file).exists() else "wb") as handle:
-            handle.write(struct.pack("<Q", len(text)) + text)
-            handle.flush()
-            if offset:
-                os.posix_fallocate(handle.fileno(), 0, start + offset)
-        for name in names:
-            places[name] = (folder / file, start + places[name][1])
+    places: dict[str, tuple[Path, int]] = {}
+    for file, names in (split.filename_to_tensors or {"model.safetensors": []}).items():
+        starts = _write_header(folder / file, {name: outputs[name] for name in names})
+        places.update((name, (folder / file, start)) for name, start in starts.items())
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         write_json(folder / INDEX, index)
     return places
+
+
+def _check_space(folder: Path, outputs: Mapping[str, Output]) -> None:
+    there = sum(512 * file.stat().st_blocks for file in folder.iterdir())
+    missing = sum(output.nbytes for output in outputs.values()) - there
+    free = shutil.disk_usage(folder).free
+    if missing > free:
+        raise AlignvecError(
+            f"no space in {folder.parent}: {missing / 1e9:.1f} GB to write, {free / 1e9:.1f} free"
+        )
+
+
+def _write_header(file: Path, outputs: Mapping[str, Output]) -> dict[str, int]:
+    """The start of a safetensors file, and its length; returns where each tensor begins."""
+    spelled = {dtype: name for name, dtype in dtype_names().items()}
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    starts, end = {}, 0
+    for name, output in outputs.items():
+        starts[name], end = end, end + output.nbytes
+        header[name] = {
+            "dtype": spelled[output.dtype],
+            "shape": list(output.shape),
+            "data_offsets": [starts[name], end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("r+b" if file.exists() else "wb") as handle:
+        handle.write(struct.pack("<Q", len(text)) + text)
+        handle.truncate(8 + len(text) + end)
+    return {name: 8 + len(text) + start for name, start in starts.items()}
 
 
 def _fill(

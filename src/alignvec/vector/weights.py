@@ -44,6 +44,9 @@ class Weights(Mapping[str, "torch.Tensor"]):
     def sample(self, name: str, count: int) -> torch.Tensor:
         """About `count` values evenly spaced over a tensor, flat."""
 
+    @abstractmethod
+    def __contains__(self, name: object) -> bool: ...  # Mapping's own would read the tensor
+
     def __getitem__(self, name: str) -> torch.Tensor:
         return self.rows(name, 0, row_count(self.shape(name))).reshape(self.shape(name))
 
@@ -62,6 +65,9 @@ class LiveWeights(Weights):
         self._tensors: dict[str, torch.Tensor] = {
             name: parameter.detach() for name, parameter in model.named_parameters()
         }
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -111,6 +117,9 @@ class CheckpointWeights(Weights):
         for file in [folder / only] if only else _files_of_checkpoint(folder):
             self._places.update(_read_header(file))
         self._drop_tied_head()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
