@@ -290,6 +290,9 @@ def test_pickled_and_truncated_checkpoints_are_refused(tiny, tmp_path):
     (pickled / "pytorch_model.bin").write_bytes(b"\x80\x04")
     with pytest.raises(AlignvecError, match="pickled weights, which alignvec never reads"):
         AlignmentVector.extract(base, pickled)
+    (pickled / "pytorch_model.bin").rename(pickled / "notes.txt")
+    with pytest.raises(AlignvecError, match=r"holds no .safetensors file"):
+        AlignmentVector.extract(base, pickled)
     (pickled / "model.safetensors").write_bytes((base / "model.safetensors").read_bytes()[:-9])
     with pytest.raises(AlignvecError, match="truncated"):
         AlignmentVector.extract(base, pickled)

@@ -278,8 +278,10 @@ def fold(
 
     Any size: it is read, added and written a part at a time, and a killed run goes on.
     """
+    from alignvec.files import check_free
     from alignvec.vector.fold import fold as to_disk
 
+    check_free(out, overwrite)
     vectors, settings = _vectors_and_settings(vector, setting)
     if len(settings) != 1 or not vectors:
         raise AlignvecError("fold takes one or more --vector and one --set")

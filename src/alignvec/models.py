@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 EMBEDDED = "embedded"
+_PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
 
 
@@ -169,7 +170,7 @@ def checkpoint_files(folder: Path) -> list[Path]:
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        if any(folder.glob(pattern) for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")):
+        if any(file.suffix in _PICKLED for file in folder.iterdir()):
             raise AlignvecError(
                 f"{folder} holds pickled weights, which alignvec never reads; save the model with "
                 "safe_serialization=True (safetensors)"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alignvec.files import check_free, read_json, whole_folder, write_json
+from alignvec.files import read_json, whole_folder, write_json
 from alignvec.models import base_name, find_base, parse_dtype
 from alignvec.vector.alignment_vector import AlignmentVector
 from alignvec.vector.delta import Delta
@@ -48,7 +48,6 @@ def fold(
         AlignvecError: a vector does not fit, `out` is taken, or a result is not finite.
     """
     chosen = parse_dtype(dtype)
-    check_free(out, overwrite)
     folder = find_base(str(base))
     weights = CheckpointWeights(folder)
     for vector, _ in turned:
