@@ -13,11 +13,10 @@ import argparse
 import json
 import shutil
 import sys
-from multiprocessing import Process
 from pathlib import Path
 from typing import Any
 
-from merge_speed import timed
+from merge_speed import apart, timed
 
 SHAPES = {  # hidden size, intermediate size, layers, key/value size, vocabulary
     "0.1B": (768, 2048, 12, 768, 32000),
@@ -36,13 +35,7 @@ def main() -> None:
     results: dict[str, Any] = {}
     for size in options.sizes:
         for seed, name in enumerate(("base", "aligned")):
-            # In a process of its own, as in merge_speed.
-            arguments = (options.scratch / name, SHAPES[size], seed)
-            writing = Process(target=write_checkpoint, args=arguments)
-            writing.start()
-            writing.join()
-            if writing.exitcode:
-                sys.exit(f"writing {name} failed")
+            apart(write_checkpoint, options.scratch / name, SHAPES[size], seed)
         written = sum(f.stat().st_size for f in (options.scratch / "base").glob("*.safetensors"))
         command = [
             str(Path(sys.executable).with_name("alignvec")), "-q", "extract",

@@ -43,12 +43,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     options = parser.parse_args()
     scratch = options.scratch
-    # In a process of its own: a child's peak memory counts from what its parent held at the fork.
-    preparing = Process(target=prepare, args=(scratch,))
-    preparing.start()
-    preparing.join()
-    if preparing.exitcode:
-        sys.exit("preparing the models failed")
+    apart(prepare, scratch)
     alignvec = [str(Path(sys.executable).with_name("alignvec")), "-q"]
     setting = ",".join(f"{knob}={by}" for knob, by in STRENGTHS.items())
 
@@ -90,6 +85,18 @@ def main() -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
+
+
+def apart(work: Callable[..., None], *arguments: Any) -> None:
+    """Do `work` in a process of its own.
+
+    A command's peak memory counts from what its parent holds at the fork, so this one stays small.
+    """
+    process = Process(target=work, args=arguments)
+    process.start()
+    process.join()
+    if process.exitcode:
+        sys.exit(f"{work.__name__} failed")
 
 
 def timed(command: list[str]) -> tuple[float, float]:

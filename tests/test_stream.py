@@ -191,7 +191,7 @@ def test_a_killed_run_goes_on_where_it_was(large):
     assert 4 <= len(noted) < 24
     # Spoil the base where the journal says it is done: only a second computation would notice.
     weights = CheckpointWeights(large / "base")
-    place = weights._places[noted[0]]
+    place = weights._entries[noted[0]]
     with place.file.open("r+b") as handle:
         handle.seek(place.offset + 4 * (100 * 1024 + 5))
         handle.write(b"\xff\xff\xff\x7f")  # a NaN away from the fingerprint's samples

@@ -296,7 +296,7 @@ def _dataset(
 def _lora_config(model: PreTrainedModel, settings: AlignSettings) -> LoraConfig:
     """An adapter on every linear layer of the upper `settings.layers` of the blocks.
 
-    The gradient then stops halfway down: the lower blocks cost no backward pass.
+    The gradient then stops at the lowest of them: the blocks below cost no backward pass.
     """
     from peft import LoraConfig
 

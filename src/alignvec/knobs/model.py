@@ -46,11 +46,13 @@ class KnobModel:
         Raises:
             AlignvecError: a vector cannot be loaded or does not fit.
         """
-        loaded = {knob: _load(vector) for knob, vector in vectors.items()}
+        # In memory: a knob turns in milliseconds, not at the speed of a disk.
+        loaded = {knob: _load(vector).in_memory() for knob, vector in vectors.items()}
         self.model = model
         self.tokenizer = tokenizer
+        live = open_weights(model)
         for vector in loaded.values():
-            vector.check_base(open_weights(model), "this model", check_base)
+            vector.check_base(live, "this model", check_base)
         self._fold = Fold(model, loaded)
 
     @classmethod
@@ -184,9 +186,9 @@ class KnobModel:
 
 
 def _load(vector: AlignmentVector | str | Path) -> AlignmentVector:
-    if not isinstance(vector, AlignmentVector):
-        vector = AlignmentVector.from_pretrained(vector)
-    return vector.in_memory()  # a knob turns in milliseconds, not at the speed of a disk
+    if isinstance(vector, AlignmentVector):
+        return vector
+    return AlignmentVector.from_pretrained(vector)
 
 
 def _conversations(messages: Any) -> list[list[dict[str, str]]]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from alignvec.errors import AlignvecError
 from alignvec.vector.alignment_vector import AlignmentVector
 from alignvec.vector.delta import Delta, LowRank
+from alignvec.vector.stream import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,7 @@ def compress(
     rank: int | None = None,
     energy: float | None = None,
     drop_rest: bool = False,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Progress = lambda done, total: None,
 ) -> AlignmentVector:
     """The best low-rank copy of every linear weight's delta (truncated SVD); the rest stays dense.
 

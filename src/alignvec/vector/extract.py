@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +14,12 @@ from alignvec.files import read_json
 from alignvec.models import base_name, transposed_weights
 from alignvec.vector.alignment_vector import AlignmentVector, base_id
 from alignvec.vector.delta import Delta, Dense, Lazy, LowRank, parts
+from alignvec.vector.stream import Progress
 from alignvec.vector.weights import CheckpointWeights, Weights, all_finite, open_weights
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
-
-Progress = Callable[[int, int], None]
 
 
 def extract(

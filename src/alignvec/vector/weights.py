@@ -27,11 +27,31 @@ _SAMPLES = 64  # values of a tensor that go into the fingerprint
 class Weights(Mapping[str, "torch.Tensor"]):
     """Tensors by name. Shapes and dtypes are known before anything is read."""
 
-    @abstractmethod
-    def shape(self, name: str) -> tuple[int, ...]: ...
+    def __init__(self, entries: Mapping[str, Any]) -> None:
+        """Args: entries: name -> anything with the `shape` and `dtype` of that tensor."""
+        self._entries = entries
 
-    @abstractmethod
-    def dtype(self, name: str) -> torch.dtype: ...
+    def __contains__(self, name: object) -> bool:  # Mapping's own would read the tensor
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.rows(name, 0, row_count(self.shape(name))).reshape(self.shape(name))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._entries[name].shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        dtype: torch.dtype = self._entries[name].dtype
+        return dtype
+
+    def nbytes(self, name: str) -> int:
+        return prod(self.shape(name)) * self.dtype(name).itemsize
 
     @abstractmethod
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
@@ -44,15 +64,6 @@ class Weights(Mapping[str, "torch.Tensor"]):
     def sample(self, name: str, count: int) -> torch.Tensor:
         """About `count` values evenly spaced over a tensor, flat."""
 
-    @abstractmethod
-    def __contains__(self, name: object) -> bool: ...  # Mapping's own would read the tensor
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return self.rows(name, 0, row_count(self.shape(name))).reshape(self.shape(name))
-
-    def nbytes(self, name: str) -> int:
-        return prod(self.shape(name)) * self.dtype(name).itemsize
-
 
 def row_count(shape: tuple[int, ...]) -> int:
     return shape[0] if shape else 1
@@ -62,31 +73,14 @@ class LiveWeights(Weights):
     """The parameters of a loaded model. A tied tensor appears once."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self._tensors: dict[str, torch.Tensor] = {
-            name: parameter.detach() for name, parameter in model.named_parameters()
-        }
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._tensors
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._tensors[name].shape)
-
-    def dtype(self, name: str) -> torch.dtype:
-        return self._tensors[name].dtype
+        super().__init__({name: value.detach() for name, value in model.named_parameters()})
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        tensor = self._tensors[name]
+        tensor: torch.Tensor = self._entries[name]
         return (tensor if tensor.ndim else tensor.reshape(1))[start:stop]
 
     def sample(self, name: str, count: int) -> torch.Tensor:
-        flat = self._tensors[name].reshape(-1)
+        flat: torch.Tensor = self._entries[name].reshape(-1)
         return flat[:: max(1, flat.numel() // count)][:count]
 
 
@@ -112,31 +106,17 @@ class CheckpointWeights(Weights):
 
     def __init__(self, folder: Path, only: str | None = None) -> None:
         """Args: only: this one file of the folder, instead of the whole checkpoint."""
-        self.folder = folder
-        self._places: dict[str, _Place] = {}
+        places: dict[str, _Place] = {}
         for file in [folder / only] if only else _files_of_checkpoint(folder):
-            self._places.update(_read_header(file))
-        self._drop_tied_head()
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._places
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._places[name].shape
-
-    def dtype(self, name: str) -> torch.dtype:
-        return self._places[name].dtype
+            places.update(_read_header(file))
+        if _is_tied(folder):
+            places.pop("lm_head.weight", None)
+        super().__init__(places)
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         import torch
 
-        place = self._places[name]
+        place: _Place = self._entries[name]
         width = prod(place.shape[1:])
         tensor = torch.empty((stop - start) * width, dtype=place.dtype)
         with place.file.open("rb", buffering=0) as handle:
@@ -146,7 +126,7 @@ class CheckpointWeights(Weights):
     def sample(self, name: str, count: int) -> torch.Tensor:
         import torch
 
-        place = self._places[name]
+        place: _Place = self._entries[name]
         size = prod(place.shape)
         step = max(1, size // count)
         tensor = torch.empty(len(range(0, size, step)[:count]), dtype=place.dtype)
@@ -156,12 +136,12 @@ class CheckpointWeights(Weights):
                 _read_into(handle, tensor[index : index + 1], at)
         return tensor
 
-    def _drop_tied_head(self) -> None:
-        """Some checkpoints store a tied output head twice; a live model has it once."""
-        config_file = self.folder / "config.json"
-        config = read_json(config_file) if config_file.exists() else {}
-        if isinstance(config, dict) and config.get("tie_word_embeddings", False):
-            self._places.pop("lm_head.weight", None)
+
+def _is_tied(folder: Path) -> bool:
+    """Some checkpoints store a tied output head twice; a live model has it once."""
+    config_file = folder / "config.json"
+    config = read_json(config_file) if config_file.exists() else {}
+    return isinstance(config, dict) and bool(config.get("tie_word_embeddings", False))
 
 
 def _read_into(handle: Any, tensor: torch.Tensor, offset: int) -> None:
