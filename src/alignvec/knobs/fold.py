@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from alignvec.knobs.setting import Setting, check_setting
+from alignvec.knobs.setting import Setting
 
 if TYPE_CHECKING:
     import torch
@@ -29,22 +29,14 @@ class Fold:
             name: parameters[name].data for name in sorted(names)
         }
         self._base = {name: weight.clone() for name, weight in self._live.items()}
-        self.setting = dict.fromkeys(self.vectors, 0.0)
 
-    def set(self, setting: Mapping[str, float]) -> None:
-        """Turn every knob; one that is not named goes to 0.
+    def set(self, setting: Setting) -> None:
+        """Turn every knob to the strength of a checked setting.
 
         Sums in float32, rounds once to the dtype of the weights.
-
-        Raises:
-            AlignvecError: unknown knob or a strength that is not finite; nothing is changed then.
         """
-        wanted = check_setting(setting, self.vectors)
-        if wanted == self.setting:
-            return
         for name, weight in self._live.items():
-            weight.copy_(self._folded(name, wanted))
-        self.setting = wanted
+            weight.copy_(self._folded(name, setting))
 
     def _folded(self, name: str, setting: Setting) -> torch.Tensor:
         turned = [

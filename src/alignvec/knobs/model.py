@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from alignvec.errors import AlignvecError
 from alignvec.knobs.fold import Fold
+from alignvec.knobs.gate import Gate
+from alignvec.knobs.schedule import Schedule, check_schedule, turn_along
 from alignvec.knobs.setting import Setting, check_setting
 from alignvec.vector import AlignmentVector
 from alignvec.vector.weights import open_weights
@@ -16,7 +21,10 @@ from alignvec.vector.weights import open_weights
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+logger = logging.getLogger(__name__)
+
 Messages = str | Sequence[Mapping[str, str]]
+Mode = Literal["auto", "fold", "gate"]
 
 
 class KnobModel:
@@ -28,6 +36,14 @@ class KnobModel:
     model.generate("My knee hurts when I climb stairs. Why?")
     model.set(medical=0)  # the base again, bit for bit
     ```
+
+    Two ways lead to a setting. `fold` adds it into the weights: turning takes a moment, then
+    nothing costs more than the base, but there is one setting at a time. `gate` keeps the vectors
+    beside the weights: turning is free and each row of a batch has its own setting, for a little
+    more work per token. `auto` folds while all rows share a setting and gates a batch whose rows
+    differ.
+
+    Its methods may be called from several threads; they take turns.
     """
 
     def __init__(
@@ -36,24 +52,32 @@ class KnobModel:
         tokenizer: PreTrainedTokenizerBase,
         vectors: Mapping[str, AlignmentVector | str | Path],
         check_base: bool = True,
+        mode: Mode = "auto",
     ) -> None:
         """Put knobs on a loaded model.
 
         Args:
             vectors: knob name -> vector, or where to load it from.
             check_base: refuse a vector whose base has another fingerprint.
+            mode: auto, fold or gate.
 
         Raises:
-            AlignvecError: a vector cannot be loaded or does not fit.
+            AlignvecError: a vector cannot be loaded, does not fit, or cannot be gated.
         """
+        if mode not in get_args(Mode):
+            raise AlignvecError(f"unknown mode '{mode}'; one of {', '.join(get_args(Mode))}")
         # In memory: a knob turns in milliseconds, not at the speed of a disk.
-        loaded = {knob: _load(vector).in_memory() for knob, vector in vectors.items()}
+        self.vectors = {knob: _load(vector).in_memory() for knob, vector in vectors.items()}
         self.model = model
         self.tokenizer = tokenizer
+        self.mode = mode
         live = open_weights(model)
-        for vector in loaded.values():
+        for vector in self.vectors.values():
             vector.check_base(live, "this model", check_base)
-        self._fold = Fold(model, loaded)
+        self._setting = dict.fromkeys(self.vectors, 0.0)
+        self._turn = threading.RLock()
+        if mode == "gate":
+            self.set()  # what cannot be gated is refused now
 
     @classmethod
     def from_pretrained(
@@ -63,11 +87,13 @@ class KnobModel:
         dtype: str | None = None,
         device: str | None = None,
         check_base: bool = True,
+        mode: Mode = "auto",
     ) -> KnobModel:
         """Load a base ("embedded", folder, GGUF file or hub id) and put knobs on it.
 
         Args:
             dtype: float32, bfloat16, float16, or the fastest on the device.
+            mode: auto, fold or gate.
 
         Raises:
             AlignvecError: the base or a vector cannot be loaded, or they do not fit.
@@ -80,17 +106,23 @@ class KnobModel:
         on_disk = open_weights(loaded.folder)
         for vector in loaded_vectors.values():
             vector.check_base(on_disk, loaded.name, check_base)
-        return cls(loaded.model, loaded.tokenizer, loaded_vectors, check_base=False)
+        return cls(loaded.model, loaded.tokenizer, loaded_vectors, check_base=False, mode=mode)
 
-    @property
-    def vectors(self) -> dict[str, AlignmentVector]:
-        """Knob -> its vector."""
-        return self._fold.vectors
+    @cached_property
+    def gate(self) -> Gate:
+        """The vectors beside the weights. Set strengths on it for forward passes of your own."""
+        if any(vector.kind == "full" for vector in self.vectors.values()):
+            logger.info("a full vector is gated by dense products; compressed it would be faster")
+        return Gate(self.model, self.vectors)
+
+    @cached_property
+    def _fold(self) -> Fold:
+        return Fold(self.model, self.vectors)
 
     @property
     def setting(self) -> Setting:
         """Knob -> its strength now."""
-        return dict(self._fold.setting)
+        return dict(self._setting)
 
     def set(self, setting: Mapping[str, float] | None = None, /, **strengths: float) -> KnobModel:
         """Turn the knobs for everything that follows; a knob that is not named goes to 0.
@@ -98,24 +130,40 @@ class KnobModel:
         Raises:
             AlignvecError: an unknown knob, or a strength that is not finite; nothing is turned.
         """
-        self._fold.set({**(setting or {}), **strengths})
+        wanted = check_setting({**(setting or {}), **strengths}, self.vectors)
+        with self._turn:
+            if self.mode == "gate":
+                self.gate.set(self.gate.tensor([wanted]))
+            elif wanted != self._setting:
+                self._fold.set(wanted)
+            self._setting = wanted
         return self
 
     @contextmanager
     def at(self, setting: Mapping[str, float]) -> Iterator[None]:
         """`with model.at({"medical": 1}):` turns the knobs and afterwards turns them back."""
-        before = self.setting
-        self.set(setting)
-        try:
-            yield
-        finally:
-            self.set(before)
+        with self._turn:
+            before = self.setting
+            self.set(setting)
+            try:
+                yield
+            finally:
+                self.set(before)
+
+    def detach(self) -> PreTrainedModel:
+        """Take the knobs off; returns the base as it was."""
+        self.set()
+        if "gate" in vars(self):
+            self.gate.detach()
+            del self.gate
+        return self.model
 
     def generate(
         self,
         messages: Messages | Sequence[Messages],
         knobs: Sequence[Mapping[str, float]] | None = None,
         max_new_tokens: int = 128,
+        schedule: Schedule | None = None,
         **options: Any,
     ) -> list[str]:
         """Answer one conversation or a batch of them.
@@ -123,8 +171,9 @@ class KnobModel:
         Args:
             messages: a question, a conversation (a list of role/content mappings), or a list of
                 either.
-            knobs: a setting for each conversation; rows with the same setting run as one batch.
-                None answers all under the setting of `set`.
+            knobs: a setting for each conversation. None answers all under the setting of `set`.
+            schedule: new token -> factor on all strengths, straight lines between (not in mode
+                `fold`).
             options: passed on to transformers' `generate`; greedy unless `do_sample=True`.
 
         Returns:
@@ -134,11 +183,32 @@ class KnobModel:
             AlignvecError: the number of settings is not that of conversations, or one is wrong.
         """
         chats = _conversations(messages)
-        if knobs is None:
-            return self._answer(chats, max_new_tokens, options)
-        if len(knobs) != len(chats):
+        if knobs is not None and len(knobs) != len(chats):
             raise AlignvecError(f"{len(knobs)} settings for {len(chats)} conversations")
-        settings = [check_setting(setting, self.vectors) for setting in knobs]
+        settings = [
+            check_setting(setting, self.vectors)
+            for setting in ([self.setting] * len(chats) if knobs is None else knobs)
+        ]
+        shared = all(setting == settings[0] for setting in settings)
+        if schedule is not None:
+            schedule = check_schedule(schedule)
+            if self.mode == "fold":
+                raise AlignvecError("a schedule turns the knobs at every token: not in mode 'fold'")
+        with self._turn:
+            if self.mode == "fold" or (self.mode == "auto" and shared and schedule is None):
+                return self._generate_folded(chats, settings, max_new_tokens, options)
+            strengths = self.gate.tensor(settings[:1] if shared else settings)
+            with self.at({}), self.gate.rows(strengths):
+                return self._answer(chats, max_new_tokens, options, schedule)
+
+    def _generate_folded(
+        self,
+        chats: list[list[dict[str, str]]],
+        settings: list[Setting],
+        max_new_tokens: int,
+        options: dict[str, Any],
+    ) -> list[str]:
+        """Rows that share a setting run as one batch."""
         each = options.get("num_return_sequences", 1)
         answers: list[str] = [""] * (len(chats) * each)
         pending = list(range(len(chats)))
@@ -153,7 +223,11 @@ class KnobModel:
         return answers
 
     def _answer(
-        self, chats: list[list[dict[str, str]]], max_new_tokens: int, options: dict[str, Any]
+        self,
+        chats: list[list[dict[str, str]]],
+        max_new_tokens: int,
+        options: dict[str, Any],
+        schedule: Schedule | None = None,
     ) -> list[str]:
         import torch
 
@@ -168,6 +242,13 @@ class KnobModel:
             add_special_tokens=self.tokenizer.chat_template is None,
         ).to(self.model.device)
         inputs.pop("token_type_ids", None)
+        length = inputs["input_ids"].shape[1]
+        if schedule is not None:
+            turning = turn_along(self.gate, schedule, length)
+            options = {
+                **options,
+                "logits_processor": [*options.get("logits_processor", []), turning],
+            }
         with torch.inference_mode():
             output = self.model.generate(
                 **inputs,
@@ -178,10 +259,9 @@ class KnobModel:
                     **options,
                 },
             )
-        new_tokens = output[:, inputs["input_ids"].shape[1] :]
         return [
             text.strip()
-            for text in self.tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
+            for text in self.tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
         ]
 
 
