@@ -348,7 +348,8 @@ def export(
 
 @app.command(
     epilog="Example: alignvec generate embedded --vector medical=medical-av "
-    "--set medical=-2 --set medical=2 'Why does my knee hurt on stairs?'"
+    "--set medical=-2 --set medical=2 'Why does my knee hurt on stairs?'\n\n"
+    "Example: ... --set medical=2 --schedule 0=1,32=0 (expert at first, the base from token 32 on)"
 )
 def generate(
     base: BaseArgument,
@@ -361,14 +362,31 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the answer.")] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    mode: Annotated[
+        str,
+        typer.Option(
+            help="fold (settings one after the other, in the weights), gate (one batch, beside "
+            "the weights), or auto: gate if there are several."
+        ),
+    ] = "auto",
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TOKEN=FACTOR,...",
+            help="Strengths that change as the answer grows; straight lines between the tokens.",
+        ),
+    ] = None,
     any_base: AnyBase = False,
     dtype: Dtype = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer a question under one setting, or several side by side."""
-    model, settings = _knob_model(base, vector, setting, any_base, dtype, device)
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens}
+    from alignvec.knobs.schedule import parse_schedule
+
+    points = parse_schedule(schedule) if schedule else None
+    model, settings = _knob_model(base, vector, setting, any_base, dtype, device, mode)
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "schedule": points}
     if temperature:
         import torch
 
@@ -535,12 +553,13 @@ def _knob_model(
     any_base: bool,
     dtype: str | None,
     device: str | None,
+    mode: str = "auto",
 ) -> tuple[KnobModel, list[dict[str, float]]]:
     """The model with its knobs, and the settings asked for (all zero if none), checked first."""
     from alignvec.knobs import KnobModel
 
     loaded, parsed = _vectors_and_settings(vectors, settings)
-    model = KnobModel.from_pretrained(base, loaded, dtype, device, check_base=not any_base)
+    model = KnobModel.from_pretrained(base, loaded, dtype, device, not any_base, mode)
     return model, parsed or [dict.fromkeys(loaded, 0.0)]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 from alignvec.errors import AlignvecError
 from alignvec.knobs.fold import Fold
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Messages = str | Sequence[Mapping[str, str]]
-Mode = Literal["auto", "fold", "gate"]
+MODES = ("auto", "fold", "gate")
 
 
 class KnobModel:
@@ -52,7 +52,7 @@ class KnobModel:
         tokenizer: PreTrainedTokenizerBase,
         vectors: Mapping[str, AlignmentVector | str | Path],
         check_base: bool = True,
-        mode: Mode = "auto",
+        mode: str = "auto",
     ) -> None:
         """Put knobs on a loaded model.
 
@@ -64,8 +64,8 @@ class KnobModel:
         Raises:
             AlignvecError: a vector cannot be loaded, does not fit, or cannot be gated.
         """
-        if mode not in get_args(Mode):
-            raise AlignvecError(f"unknown mode '{mode}'; one of {', '.join(get_args(Mode))}")
+        if mode not in MODES:
+            raise AlignvecError(f"unknown mode '{mode}'; one of {', '.join(MODES)}")
         # In memory: a knob turns in milliseconds, not at the speed of a disk.
         self.vectors = {knob: _load(vector).in_memory() for knob, vector in vectors.items()}
         self.model = model
@@ -87,7 +87,7 @@ class KnobModel:
         dtype: str | None = None,
         device: str | None = None,
         check_base: bool = True,
-        mode: Mode = "auto",
+        mode: str = "auto",
     ) -> KnobModel:
         """Load a base ("embedded", folder, GGUF file or hub id) and put knobs on it.
 
