@@ -259,7 +259,8 @@ def compress(
 
 @app.command(
     epilog="Example: alignvec fold embedded --vector medical=medical-av --set medical=0.7 "
-    "-o medical-0.7"
+    "-o medical-0.7\n\nExample: alignvec fold embedded --vector medical=medical-av "
+    "--vector legal=legal-av --set medical=1,legal=1 --combine ties --density 0.3 -o both"
 )
 def fold(
     base: BaseArgument,
@@ -272,6 +273,13 @@ def fold(
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16. Default: the base's.")
     ] = None,
+    combine: Annotated[
+        str, typer.Option(help="How vectors make one change: sum, ties, dare or dare_ties.")
+    ] = "sum",
+    density: Annotated[
+        float, typer.Option(help="Share of a vector's entries that ties and dare keep.")
+    ] = 0.5,
+    seed: Annotated[int, typer.Option(help="Of what dare drops.")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """A checkpoint of the base with its knobs turned, for tools that know no knobs.
@@ -279,15 +287,17 @@ def fold(
     Any size: it is read, added and written a part at a time, and a killed run goes on.
     """
     from alignvec.files import check_free
+    from alignvec.vector.combine import Combine
     from alignvec.vector.fold import fold as to_disk
 
+    way = Combine(combine, density, seed)
     check_free(out, overwrite)
     vectors, settings = _vectors_and_settings(vector, setting)
     if len(settings) != 1 or not vectors:
         raise AlignvecError("fold takes one or more --vector and one --set")
     turned = [(vectors[knob], strength) for knob, strength in settings[0].items()]
     with progress("folding", "B") as advance:
-        to_disk(base, turned, out, dtype, overwrite, not any_base, advance)
+        to_disk(base, turned, out, dtype, overwrite, not any_base, advance, way)
     typer.echo(f"checkpoint: {out} ({_written(settings[0])})")
 
 
