@@ -72,7 +72,10 @@ AnyBase = Annotated[
 
 StoredDtype = Annotated[
     str | None,
-    typer.Option(help="float32, bfloat16 or float16 on disk. Default: as it is; deltas float32."),
+    typer.Option(
+        help="float32, bfloat16, float16, or int8 (matrices in 8 bits, a scale a row) on disk. "
+        "Default: as it is; deltas float32."
+    ),
 ]
 VectorArgument = Annotated[
     str, typer.Argument(metavar="VECTOR", help="The folder or hub id of a vector.")
@@ -181,7 +184,10 @@ def align(
         typer.echo(f"aligned model: {out}\nnext: alignvec extract {base} {out} -o VECTOR")
 
 
-@app.command(epilog="Example: alignvec extract embedded medical-aligned -o medical-av")
+@app.command(
+    epilog="Example: alignvec extract embedded medical-aligned -o medical-av\n\n"
+    "Example: alignvec extract BASE ALIGNED --dtype int8 -o VECTOR"
+)
 def extract(
     base: BaseArgument,
     aligned: Annotated[
@@ -209,7 +215,7 @@ def extract(
     from alignvec.vector import AlignmentVector
     from alignvec.vector.compress import compress as svd
 
-    parse_dtype(dtype)
+    parse_dtype(dtype, on_disk=True)
     check_free(out, overwrite)
     with progress("comparing", "B") as advance:
         vector = AlignmentVector.extract(base, aligned, name, allow_missing, advance)
@@ -246,7 +252,7 @@ def compress(
     from alignvec.vector import AlignmentVector
     from alignvec.vector.compress import compress as svd
 
-    parse_dtype(dtype)
+    parse_dtype(dtype, on_disk=True)
     check_free(out, overwrite)
     full = AlignmentVector.from_pretrained(vector)
     with progress("compressing", "weight") as advance:
