@@ -71,8 +71,10 @@ def save(
     factored = {n: delta for n, delta in vector.deltas.items() if isinstance(delta, LowRank)}
     dense = {n: delta for n, delta in vector.deltas.items() if n not in factored}
     if chosen == torch.int8 and not dense:
-        chosen = torch.bfloat16  # an adapter stays one
+        chosen = torch.bfloat16  # factors alone: an adapter like any other
     eight_bit = chosen == torch.int8
+    # What does not go in 8 bits does in these.
+    factor_dtype, dense_dtype = (torch.bfloat16, torch.float32) if eight_bit else (chosen, chosen)
     rank = max((delta.rank for delta in factored.values()), default=None)
     metadata = _Metadata(
         format_version=2 if eight_bit else 1,
@@ -91,17 +93,15 @@ def save(
     work = work_key(vector.base.fingerprint, vector.fingerprint(), str(chosen))
     with whole_folder(folder, overwrite, work) as partial:
         if factored:
-            factors = torch.bfloat16 if eight_bit else chosen
-            write_adapter(partial, vector.base.id, factored, factors)
+            write_adapter(partial, vector.base.id, factored, factor_dtype)
         if dense or not factored:
             outputs: dict[str, Output] = {}
             for index, (name, delta) in enumerate(dense.items()):
                 if eight_bit and int8.fits(delta.shape):
                     outputs |= int8.quantised(name, delta)
                 else:
-                    plain = torch.float32 if eight_bit else chosen
                     residual = partial / f"residual-{index:05}.safetensors"
-                    outputs[name] = _output(delta, plain, residual)
+                    outputs[name] = _output(delta, dense_dtype, residual)
             write_tensors(partial, outputs, progress)
         write_json(partial / METADATA, metadata.model_dump(exclude_none=True))
     return folder
