@@ -2,9 +2,9 @@
 
     python benchmarks/compress_effect.py VECTOR --domain medical -o benchmarks/results/compress
 
-For each rank (and for 16-bit storage) the rates on the test split at a few strengths, and the mean
-KL divergence per token, KL(whole || compressed) in nats, at lambda = 2 over the expert responses.
-Writes OUT.json, OUT.png and OUT.svg.
+For each rank, for factors in 16 bits and for dense deltas in 8: the rates on the test split at a
+few strengths, and the mean KL divergence per token, KL(whole || compressed) in nats, at lambda = 2
+over the expert responses. Writes OUT.json, OUT.png and OUT.svg.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from alignvec import AlignmentVector, KnobModel
@@ -22,7 +23,7 @@ from alignvec.files import write_json
 from alignvec.likelihood import Row
 from alignvec.report.figures import figure
 from alignvec.vector.compress import compress
-from alignvec.vector.delta import LowRank
+from alignvec.vector.delta import Dense, LowRank
 
 STRENGTHS = (-2.0, 1.0, 2.0)
 
@@ -37,7 +38,7 @@ def main() -> None:
     options = parser.parse_args()
     whole = AlignmentVector.from_pretrained(options.vector)
     records = list(read_records("builtin", domain=options.domain, split="test"))
-    vectors = {"whole": whole, "bfloat16": rounded(whole)}
+    vectors = {"whole": whole, "bfloat16": rounded(whole), "int8": in_8_bits(whole)}
     vectors |= {f"rank {rank}": compress(whole, rank) for rank in options.ranks}
     model = KnobModel.from_pretrained(options.base, vectors)
     rows = response_rows(model.tokenizer, records, LEVELS)
@@ -77,6 +78,15 @@ def rounded(vector: AlignmentVector) -> AlignmentVector:
     return dataclasses.replace(vector, deltas=deltas)
 
 
+def in_8_bits(vector: AlignmentVector) -> AlignmentVector:
+    """Dense deltas, through the disk in int8."""
+    dense = {name: Dense(delta.dense()) for name, delta in vector.deltas.items()}
+    with TemporaryDirectory() as folder:
+        full = dataclasses.replace(vector, deltas=dense)
+        saved = full.save_pretrained(Path(folder) / "int8", "int8")
+        return AlignmentVector.from_pretrained(saved).in_memory()
+
+
 def next_tokens(model: KnobModel, rows: Sequence[Row]) -> list[Any]:
     """Log-probabilities of the next token at every position of each response, [T, V]."""
     import torch
@@ -99,7 +109,8 @@ def divergence(reference: Sequence[Any], other: Sequence[Any]) -> float:
 
 
 def draw(results: dict[str, Any], path: Path, domain: str) -> None:
-    names = [name for name in results if name.startswith("rank")] + ["bfloat16", "whole"]
+    names = [name for name in results if name.startswith("rank")]
+    names += ["int8", "bfloat16", "whole"]
     with figure(path) as axes:
         for by, level, colour, marker in (
             ("-2.0", "avoidance", "#D55E00", "o"),

@@ -73,6 +73,8 @@ def test_a_vector_through_every_tool(tiny, vector, tmp_path):
     assert (tmp_path / "norms-av.png").stat().st_size > 10_000
     small = tmp_path / "small"
     run("compress", vector, "--rank", "4", "--drop-rest", "-o", small)
+    run("compress", vector, "--rank", "4", "--dtype", "int8", "-o", tmp_path / "int8")
+    assert ", int8, norm" in run("inspect", tmp_path / "int8").stdout
     both = run("inspect", vector, small).stdout
     assert "rank 4" in both
     assert "cosine" in both
@@ -82,6 +84,8 @@ def test_a_vector_through_every_tool(tiny, vector, tmp_path):
     asked = ("how?", "--max-new-tokens", "8", "--dtype", "float32")
     live = run("generate", tiny(), *asked, *setting).stdout
     assert run("generate", folded, *asked).stdout == live
+    run("fold", tiny(), *setting, "--combine", "ties", "--density", "0.3", "-o", tmp_path / "ties")
+    assert run("generate", tmp_path / "ties", *asked).stdout
     run("export", small, "--format", "peft", "-o", tmp_path / "lora")
     assert (tmp_path / "lora" / "adapter_config.json").exists()
     run("export", small, "--format", "gguf", "--base", tiny(), "-o", tmp_path / "lora.gguf")
@@ -161,6 +165,10 @@ def test_bad_input_is_one_line(tiny, nudged, vector, tmp_path):
         (("fold", base, "--vector", knob, "--set", "legal=1", *out), "unknown knob 'legal'"),
         (("fold", tiny("gpt2"), "--vector", knob, "--set", "medical=1", *out), "does not have"),
         (("fold", tiny(seed=1), "--vector", knob, "--set", "medical=1", *out), "another base"),
+        (("fold", base, "--vector", knob, "--set", "medical=1", "--dtype", "int8", *out),
+         "unknown dtype 'int8'"),
+        (("fold", base, "--combine", "slerp", *out), "unknown combination 'slerp'"),
+        (("fold", base, "--combine", "ties", "--density", "0", *out), "density is a share"),
         (("compress", vector, *out), "give a rank or a share"),
         (("export", vector, "--format", "peft", *out), "is dense"),
         (("inspect", tmp_path / "no"), "no alignment vector at"),

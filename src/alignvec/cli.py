@@ -72,7 +72,10 @@ AnyBase = Annotated[
 
 StoredDtype = Annotated[
     str | None,
-    typer.Option(help="float32, bfloat16 or float16 on disk. Default: as it is; deltas float32."),
+    typer.Option(
+        help="float32, bfloat16, float16, or int8 (matrices in 8 bits, a scale a row) on disk. "
+        "Default: as it is; deltas float32."
+    ),
 ]
 VectorArgument = Annotated[
     str, typer.Argument(metavar="VECTOR", help="The folder or hub id of a vector.")
@@ -181,7 +184,10 @@ def align(
         typer.echo(f"aligned model: {out}\nnext: alignvec extract {base} {out} -o VECTOR")
 
 
-@app.command(epilog="Example: alignvec extract embedded medical-aligned -o medical-av")
+@app.command(
+    epilog="Example: alignvec extract embedded medical-aligned -o medical-av\n\n"
+    "Example: alignvec extract BASE ALIGNED --dtype int8 -o VECTOR"
+)
 def extract(
     base: BaseArgument,
     aligned: Annotated[
@@ -209,7 +215,7 @@ def extract(
     from alignvec.vector import AlignmentVector
     from alignvec.vector.compress import compress as svd
 
-    parse_dtype(dtype)
+    parse_dtype(dtype, on_disk=True)
     check_free(out, overwrite)
     with progress("comparing", "B") as advance:
         vector = AlignmentVector.extract(base, aligned, name, allow_missing, advance)
@@ -246,7 +252,7 @@ def compress(
     from alignvec.vector import AlignmentVector
     from alignvec.vector.compress import compress as svd
 
-    parse_dtype(dtype)
+    parse_dtype(dtype, on_disk=True)
     check_free(out, overwrite)
     full = AlignmentVector.from_pretrained(vector)
     with progress("compressing", "weight") as advance:
@@ -259,7 +265,8 @@ def compress(
 
 @app.command(
     epilog="Example: alignvec fold embedded --vector medical=medical-av --set medical=0.7 "
-    "-o medical-0.7"
+    "-o medical-0.7\n\nExample: alignvec fold embedded --vector medical=medical-av "
+    "--vector legal=legal-av --set medical=1,legal=1 --combine ties --density 0.3 -o both"
 )
 def fold(
     base: BaseArgument,
@@ -272,6 +279,13 @@ def fold(
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16. Default: the base's.")
     ] = None,
+    combine: Annotated[
+        str, typer.Option(help="How vectors make one change: sum, ties, dare or dare_ties.")
+    ] = "sum",
+    density: Annotated[
+        float, typer.Option(help="Share of a vector's entries that ties and dare keep.")
+    ] = 0.5,
+    seed: Annotated[int, typer.Option(help="Of what dare drops.")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """A checkpoint of the base with its knobs turned, for tools that know no knobs.
@@ -279,15 +293,17 @@ def fold(
     Any size: it is read, added and written a part at a time, and a killed run goes on.
     """
     from alignvec.files import check_free
+    from alignvec.vector.combine import Combine
     from alignvec.vector.fold import fold as to_disk
 
+    way = Combine(combine, density, seed)
     check_free(out, overwrite)
     vectors, settings = _vectors_and_settings(vector, setting)
     if len(settings) != 1 or not vectors:
         raise AlignvecError("fold takes one or more --vector and one --set")
     turned = [(vectors[knob], strength) for knob, strength in settings[0].items()]
     with progress("folding", "B") as advance:
-        to_disk(base, turned, out, dtype, overwrite, not any_base, advance)
+        to_disk(base, turned, out, dtype, overwrite, not any_base, advance, way)
     typer.echo(f"checkpoint: {out} ({_written(settings[0])})")
 
 

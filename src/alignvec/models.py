@@ -296,13 +296,19 @@ def default_dtype(device: str) -> torch.dtype:
     return torch.float32
 
 
-def parse_dtype(name: str | None) -> torch.dtype | None:
-    """float32, bfloat16 or float16 as a torch dtype; None stays None."""
+def parse_dtype(name: str | None, on_disk: bool = False) -> torch.dtype | None:
+    """float32, bfloat16 or float16 as a torch dtype; None stays None.
+
+    Args:
+        on_disk: whether it is for deltas on disk, where int8 is one too.
+    """
     import torch
 
     if name is None:
         return None
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if on_disk:
+        known["int8"] = torch.int8
     if name not in known:
         raise AlignvecError(f"unknown dtype '{name}'; one of {', '.join(known)}")
     return known[name]

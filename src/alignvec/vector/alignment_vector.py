@@ -102,7 +102,8 @@ class AlignmentVector:
         the same vector and folder goes on where it was.
 
         Args:
-            dtype: float32, bfloat16 or float16; by default as it is.
+            dtype: float32, bfloat16, float16, or int8 (matrices in 8 bits with a scale a row;
+                factors in bfloat16, norms and biases in float32); by default as it is.
             on_progress: called with (bytes written, bytes in all).
 
         Raises:
@@ -126,9 +127,19 @@ class AlignmentVector:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The widest dtype among its tensors; float32 of an empty vector."""
+        """The widest dtype among its tensors; float32 of an empty vector.
+
+        int8 if its dense matrices all are, since factors, norms and biases never are.
+        """
         import torch
 
+        matrices = {
+            delta.dtype
+            for delta in self.deltas.values()
+            if len(delta.shape) > 1 and not isinstance(delta, LowRank)
+        }
+        if matrices == {torch.int8}:
+            return torch.int8
         dtypes = {delta.dtype for delta in self.deltas.values()}
         return max(dtypes, key=lambda dtype: dtype.itemsize, default=torch.float32)
 

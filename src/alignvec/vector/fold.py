@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignvec.files import read_json, whole_folder, write_json
 from alignvec.models import base_name, find_base, parse_dtype
 from alignvec.vector.alignment_vector import AlignmentVector
-from alignvec.vector.delta import Delta
+from alignvec.vector.combine import SUM, Combine
 from alignvec.vector.stream import Output, Progress, work_key, write_tensors
 from alignvec.vector.weights import CheckpointWeights, Weights, fingerprint
 
@@ -30,6 +31,7 @@ def fold(
     overwrite: bool = False,
     check_base: bool = True,
     on_progress: Progress = lambda done, total: None,
+    combine: Combine = SUM,
 ) -> Path:
     """Write the checkpoint of a base with its knobs turned; nothing is ever held whole.
 
@@ -43,6 +45,7 @@ def fold(
         dtype: float32, bfloat16 or float16; by default that of each tensor of the base.
         check_base: refuse a vector whose base has another fingerprint.
         on_progress: called with (bytes written, bytes in all).
+        combine: how the vectors make one change; by default their sum.
 
     Raises:
         AlignvecError: a vector does not fit, `out` is taken, or a result is not finite.
@@ -52,9 +55,12 @@ def fold(
     weights = CheckpointWeights(folder)
     for vector, _ in turned:
         vector.check_base(weights, base_name(str(base)), check_base)
-    outputs = {name: _output(weights, name, turned, chosen) for name in weights}
+    outputs = {name: _output(weights, name, turned, chosen, combine) for name in weights}
     key = work_key(
-        fingerprint(weights), str(chosen), [(vector.fingerprint(), by) for vector, by in turned]
+        fingerprint(weights),
+        str(chosen),
+        [(vector.fingerprint(), by) for vector, by in turned],
+        asdict(combine),
     )
     with whole_folder(out, overwrite, key) as partial:
         write_tensors(partial, outputs, on_progress)
@@ -64,13 +70,18 @@ def fold(
     return out
 
 
-def _output(weights: Weights, name: str, turned: Turned, dtype: torch.dtype | None) -> Output:
+def _output(
+    weights: Weights, name: str, turned: Turned, dtype: torch.dtype | None, combine: Combine
+) -> Output:
     floating = weights.dtype(name).is_floating_point
-    deltas: list[tuple[Delta, float]] = [
-        (vector.deltas[name], strength)
-        for vector, strength in turned
-        if strength and name in vector.deltas
-    ]
+    deltas = combine(
+        name,
+        [
+            (vector.deltas[name], strength)
+            for vector, strength in turned
+            if strength and name in vector.deltas
+        ],
+    )
 
     def rows(start: int, stop: int) -> torch.Tensor:
         total = weights.rows(name, start, stop)

@@ -7,7 +7,8 @@
 
 A `low_rank` folder is a PEFT LoRA adapter with scaling 1, so PEFT and vLLM load it unchanged; they
 do not see the dense deltas. `residual-*.safetensors` hold the few values of a tensor that float32
-deltas cannot (see `delta.Dense`).
+deltas cannot (see `delta.Dense`). In int8 (format 2) the dense matrices are as `int8` stores them;
+factors, a hundredth of their size, are in bfloat16 then, and norms and biases in float32.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pydantic import BaseModel, Field, ValidationError
 from alignvec.errors import AlignvecError
 from alignvec.files import read_json, whole_folder, write_json
 from alignvec.models import one_line, parse_dtype
+from alignvec.vector import int8
 from alignvec.vector.alignment_vector import AlignmentVector, BaseId
 from alignvec.vector.delta import Delta, Dense, Lazy, LowRank, part_of_sparse
 from alignvec.vector.stream import Output, Progress, work_key, write_tensors
@@ -29,7 +31,7 @@ from alignvec.vector.weights import INDEX, CheckpointWeights, all_finite
 if TYPE_CHECKING:
     import torch
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # the newest that is read; 1 is written unless int8 is in it
 METADATA = "alignment_vector.json"
 
 
@@ -63,12 +65,19 @@ def save(
     vector: AlignmentVector, folder: Path, dtype: str | None, overwrite: bool, progress: Progress
 ) -> Path:
     """See `AlignmentVector.save_pretrained`."""
-    chosen = parse_dtype(dtype) or vector.dtype
+    import torch
+
+    chosen = parse_dtype(dtype, on_disk=True) or vector.dtype
     factored = {n: delta for n, delta in vector.deltas.items() if isinstance(delta, LowRank)}
     dense = {n: delta for n, delta in vector.deltas.items() if n not in factored}
+    if chosen == torch.int8 and not dense:
+        chosen = torch.bfloat16  # factors alone: an adapter like any other
+    eight_bit = chosen == torch.int8
+    # What does not go in 8 bits does in these.
+    factor_dtype, dense_dtype = (torch.bfloat16, torch.float32) if eight_bit else (chosen, chosen)
     rank = max((delta.rank for delta in factored.values()), default=None)
     metadata = _Metadata(
-        format_version=FORMAT_VERSION,
+        format_version=2 if eight_bit else 1,
         name=vector.name,
         kind=vector.kind,  # type: ignore[arg-type]
         dtype=str(chosen).removeprefix("torch."),
@@ -84,12 +93,15 @@ def save(
     work = work_key(vector.base.fingerprint, vector.fingerprint(), str(chosen))
     with whole_folder(folder, overwrite, work) as partial:
         if factored:
-            write_adapter(partial, vector.base.id, factored, chosen)
+            write_adapter(partial, vector.base.id, factored, factor_dtype)
         if dense or not factored:
-            outputs = {
-                name: _output(delta, chosen, partial / f"residual-{index:05}.safetensors")
-                for index, (name, delta) in enumerate(dense.items())
-            }
+            outputs: dict[str, Output] = {}
+            for index, (name, delta) in enumerate(dense.items()):
+                if eight_bit and int8.fits(delta.shape):
+                    outputs |= int8.quantised(name, delta)
+                else:
+                    residual = partial / f"residual-{index:05}.safetensors"
+                    outputs[name] = _output(delta, dense_dtype, residual)
             write_tensors(partial, outputs, progress)
         write_json(partial / METADATA, metadata.model_dump(exclude_none=True))
     return folder
@@ -217,6 +229,8 @@ def load(source: str | Path) -> AlignmentVector:
 
 def _open_dense(folder: Path, metadata: _Metadata) -> dict[str, Delta]:
     """The dense deltas, to be read when they are used."""
+    import torch
+
     weights = CheckpointWeights(folder, None if (folder / INDEX).exists() else "model.safetensors")
     dense = [name for name, tensor in metadata.tensors.items() if tensor.rank is None]
     residuals = {
@@ -224,6 +238,11 @@ def _open_dense(folder: Path, metadata: _Metadata) -> dict[str, Delta]:
     }
     deltas: dict[str, Delta] = {}
     for name in weights:
+        if int8.is_scale(weights, name):
+            continue
+        if weights.dtype(name) == torch.int8:
+            deltas[name] = int8.opened(weights, name, folder)
+            continue
         if not weights.dtype(name).is_floating_point:
             raise AlignvecError(f"{folder}: {name} holds no floating numbers")
         residual = None
