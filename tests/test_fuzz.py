@@ -5,6 +5,7 @@ back. `ALIGNVEC_FUZZ_CASES=5000 pytest tests/test_fuzz.py` runs more of each kin
 `ALIGNVEC_FUZZ_FIRST=5000` other ones; a failure names the seeds that lead to it.
 """
 
+import dataclasses
 import io
 import json
 import os
@@ -28,6 +29,7 @@ from alignvec import AlignmentVector, AlignvecError
 from alignvec.cli import app, error_line
 from alignvec.vector import extract
 from alignvec.vector.compress import compress
+from alignvec.vector.delta import LowRank
 from alignvec.vector.store import model_card
 
 CASES = int(os.environ.get("ALIGNVEC_FUZZ_CASES", "120"))
@@ -47,8 +49,8 @@ NAMES = (
     "mistral", "low_rank", "full", "LORA",
 )  # fmt: skip
 PATTERNS = (
-    "(a|a)+$", "(.*_)*x", "((.?){1,99}){1,99}z", "(model|.)*(model|.)*!", "[", "(?P<x>", "(?i)q.*",
-    "a{999999999}", "\\1", "q_proj", "(.*.*.*.*.*)*y", "((((a*)*)*)*)*b",
+    r"(.|.)*\d", "(.*_)*x", "((.?){1,99}){1,99}z", "(model|.)*(model|.)*!", "[", "(?P<x>",
+    "(?i)q.*", "a{999999999}", "\\1", "q_proj", "(.*.*.*.*.*)*y", "((((a*)*)*)*)*b",
 )  # fmt: skip
 NUMBERS = (
     0, 1, 2, 3, -1, 4, 8, 64, 2**31, 2**32, 2**53, 2**62, 2**63 - 1, 2**63, 2**64, 10**12, 10**18,
@@ -335,16 +337,22 @@ def memory_limit():
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
+class TooLong(BaseException):
+    """No Exception: the code under test must not catch it."""
+
+
 @contextmanager
 def time_limit():
     def stop(*_):
-        raise AssertionError(f"not done after {SECONDS} s")
+        raise TooLong(f"not done after {SECONDS} s")
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.alarm(SECONDS)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def snapshot(folder: Path) -> dict[Path, bytes | None]:
@@ -392,7 +400,7 @@ def attempt(root: Path, kind: str, seed: int, before: dict[Path, bytes | None]) 
     try:
         with time_limit():
             run(command)
-    except Exception as error:
+    except (Exception, TooLong) as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(frame.filename).name}:{frame.lineno}"
         return f"{type(error).__name__} in {where} of '{command}': {str(error)[:200]}"
@@ -403,6 +411,25 @@ def attempt(root: Path, kind: str, seed: int, before: dict[Path, bytes | None]) 
     return None if snapshot(root) == before else f"'{command}' wrote outside its target"
 
 
+def refused(command: str) -> str:
+    """The line that a command ends with."""
+    with time_limit():
+        line = run(command)
+    assert line.startswith("error: ")
+    return line
+
+
+@contextmanager
+def changed(file: str, **fields):
+    """A JSON file of the scene with other values."""
+    source = Path(file).read_bytes()
+    Path(file).write_text(json.dumps({**json.loads(source), **fields}))
+    try:
+        yield
+    finally:
+        Path(file).write_bytes(source)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_hostile_file_is_read_or_refused_in_one_line(kind, scene):
     before = snapshot(scene)
@@ -411,3 +438,105 @@ def test_a_hostile_file_is_read_or_refused_in_one_line(kind, scene):
         if found := attempt(scene, kind, seed, before):
             wrong.setdefault(found, []).append(seed)
     assert not wrong, "\n".join(f"{what}; seeds {seeds[:5]}" for what, seeds in wrong.items())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rank_pattern": {r"(.|.)*\d": 2}}, "take too long"),
+        ({"rank_pattern": {"[": 2}}, "pattern '['"),
+        ({"rank_pattern": {"(" * 5000: 2}}, "pattern '("),
+        ({"r": 0}, "field 'r'"),
+        ({"lora_alpha": "16"}, "field 'lora_alpha'"),
+        ({"lora_alpha": 1e300}, "scaled by alpha / r"),
+    ],
+)
+def test_an_adapter_config_is_checked(fields, message, scene):
+    with changed("lora/adapter_config.json", **fields):
+        assert message in refused("extract base lora -o out/av")
+
+
+def test_sizes_in_a_config_are_not_believed(scene):
+    sizes = dict.fromkeys(("num_hidden_layers", "num_labels", "vocab_size"), 10**12)
+    with changed("base/config.json", **sizes), time_limit():
+        run("extract base aligned -o out/av")
+        shutil.rmtree("out")
+        refused("export adapter --format gguf --base base -o out/lora.gguf")
+
+
+def test_rows_without_values_are_not_walked(scene, tmp_path):
+    for name in ("base", "aligned"):
+        header = {"w": {"dtype": "F32", "shape": [10**18, 0], "data_offsets": [0, 0]}}
+        text = json.dumps(header).encode()
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+    with time_limit():
+        run(f"extract {tmp_path}/base {tmp_path}/aligned -o {tmp_path}/av")
+        run(f"fold {tmp_path}/base --vector k={tmp_path}/av --set k=1 -o {tmp_path}/out")
+
+
+def test_a_pipe_is_not_waited_for(scene, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    os.mkfifo(tmp_path / "model.safetensors")
+    assert "no file" in refused(f"extract {tmp_path} aligned -o out/av")
+
+
+def test_8_bit_floats_and_infinity_in_a_config_are_fine(scene, tmp_path):
+    """mamba2 writes the latter."""
+    weights = {"w.weight": torch.randn(4, 4).to(torch.float8_e4m3fn)}
+    for name in ("base", "aligned"):
+        (tmp_path / name).mkdir()
+        save_file(weights, tmp_path / name / "model.safetensors")
+        (tmp_path / name / "config.json").write_text('{"limit": [0.0, Infinity]}')
+        weights = {"w.weight": (weights["w.weight"].float() + 1).to(torch.float8_e4m3fn)}
+    run(f"extract {tmp_path}/base {tmp_path}/aligned -o {tmp_path}/av")
+    run(
+        f"fold {tmp_path}/base --vector k={tmp_path}/av --set k=1 --dtype bfloat16 "
+        f"-o {tmp_path}/out"
+    )
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config == {"limit": [0.0, float("inf")], "torch_dtype": "bfloat16"}
+
+
+def test_a_full_disk_is_noticed_before_anything_is_written(scene, monkeypatch):
+    before = snapshot(scene)
+    usage = shutil.disk_usage(".")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
+    for command in (EXTRACT[0], FOLD[0], "compress full --rank 2 --drop-rest -o out/small"):
+        assert "no space in" in refused(command)
+        assert not list(Path("out").iterdir())
+    shutil.rmtree("out")
+    assert snapshot(scene) == before
+
+
+def test_vectors_that_only_claim_the_same_base_do_not_add(scene):
+    one = AlignmentVector.from_pretrained("full")
+    deltas = {name: LowRank(torch.ones(1, 3), torch.ones(3, 1)) for name in one.deltas}
+    other = dataclasses.replace(one, deltas=deltas)
+    for act in (one.dot, one.__add__):
+        with pytest.raises(AlignvecError, match="is of shape"):
+            act(other)
+
+
+def test_names_are_drawn_and_printed_as_they_are(scene, tmp_path):
+    vector = dataclasses.replace(
+        AlignmentVector.from_pretrained("full"), name="from $5 to $\\frac{10$"
+    )
+    vector.save_pretrained(tmp_path / "av")
+    run(f"inspect {tmp_path}/av -o {tmp_path}/norms")
+    assert (tmp_path / "norms-av.png").exists()
+    with pytest.raises(AlignvecError, match="control characters"):
+        dataclasses.replace(vector, name="\x1b[2J").save_pretrained(tmp_path / "red")
+    (0.0 * vector).save_pretrained(tmp_path / "empty")
+    found = json.loads(run(f"inspect {tmp_path}/av {tmp_path}/empty --json"))
+    assert found["cosine"]["av"]["empty"] is None
+    assert error_line("\x1b[2J \n\ud800" + 2000 * "x").startswith(r"error: \x1b[2J \ud800xxx")
+
+
+def test_two_names_that_are_one_to_llama_cpp_are_refused(scene, tmp_path):
+    vector = AlignmentVector.from_pretrained("adapter")
+    delta = vector.deltas["model.layers.0.self_attn.q_proj.weight"]
+    twice = {**vector.deltas, "layers.0.attention.wq.weight": delta}
+    dataclasses.replace(vector, deltas=twice).save_pretrained(tmp_path / "av")
+    line = refused(f"export {tmp_path}/av --format gguf --base base -o {tmp_path}/lora.gguf")
+    assert "is a second blk.0.attn_q.weight" in line

@@ -25,7 +25,7 @@ from alignvec.files import checked, read_object, whole_folder, write_json
 from alignvec.models import one_line, parse_dtype
 from alignvec.vector.alignment_vector import AlignmentVector, BaseId
 from alignvec.vector.delta import Delta, Dense, Lazy, LowRank, is_computable, part_of_sparse
-from alignvec.vector.stream import Output, Progress, work_key, write_tensors
+from alignvec.vector.stream import Output, Progress, check_space, work_key, write_tensors
 from alignvec.vector.weights import INDEX, CheckpointWeights, all_finite
 
 if TYPE_CHECKING:
@@ -175,6 +175,7 @@ def write_adapter(
         a, b = pad(delta.a, (0, 0, 0, missing)), pad(delta.b, (0, missing))
         tensors[f"{module}.lora_A.weight"] = a.to(dtype).contiguous()
         tensors[f"{module}.lora_B.weight"] = b.to(dtype).contiguous()
+    check_space(folder, sum(tensor.nbytes for tensor in tensors.values()))
     save_file(tensors, folder / "adapter_model.safetensors")
     write_json(folder / "adapter_config.json", _adapter_config(base, factored, rank))
 
