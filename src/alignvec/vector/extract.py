@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -115,6 +116,8 @@ _FACTOR = re.compile(
 
 
 _PATIENCE = 10.0  # seconds for all of an adapter's patterns; milliseconds are usual
+_UNROLLED = 4000  # characters of a pattern with its counted repeats written out
+_Patterns = list[tuple[Any, float]]
 _Rank = Annotated[int, Field(gt=0, lt=2**31)]
 _Alpha = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -213,27 +216,46 @@ class _Scaling:
 
     def __init__(self, config: _AdapterConfig) -> None:
         self.config = config
+        self._ranks = _compiled(config.rank_pattern)
+        self._alphas = _compiled(config.alpha_pattern)
         self._until = time.monotonic() + _PATIENCE
 
     def of(self, module: str) -> float:
-        rank = self._first(self.config.rank_pattern, module) or self.config.r
-        alpha = self._first(self.config.alpha_pattern, module)
-        alpha = self.config.lora_alpha if alpha is None else alpha
+        rank = self._first(self._ranks, module, self.config.r)
+        alpha = self._first(self._alphas, module, self.config.lora_alpha)
         return float(alpha / (math.sqrt(rank) if self.config.use_rslora else rank))
 
-    def _first(self, patterns: Mapping[str, Any] | None, module: str) -> Any:
-        """The value of the first pattern that fits: any expression, so it may take for ever."""
-        for pattern, value in (patterns or {}).items():
-            left = max(0.001, self._until - time.monotonic())
+    def _first(self, patterns: _Patterns, module: str, default: float) -> float:
+        """The value of the first pattern that fits. It may be one that backtracks for ever."""
+        for pattern, value in patterns:
+            left = self._until - time.monotonic()
             try:
-                if regex.fullmatch(rf"(.*\.)?({pattern})", module, timeout=left):
+                if left <= 0:
+                    raise TimeoutError
+                if pattern.fullmatch(module, timeout=left):
                     return value
             except TimeoutError:
                 raise AlignvecError(
-                    f"adapter_config.json: its patterns, '{pattern}' at last, take too long"
+                    f"adapter_config.json: its patterns take too long, at {pattern.pattern}"
                 ) from None
-            except (regex.error, RecursionError, OverflowError) as error:
-                raise AlignvecError(
-                    f"adapter_config.json: pattern '{pattern}': {one_line(error)}"
-                ) from None
-        return None
+        return default
+
+
+def _compiled(patterns: Mapping[str, float] | None) -> _Patterns:
+    """Expressions of Python's `re`, as PEFT reads them, for an engine that knows a timeout.
+
+    That engine unrolls counted repeats, so a few characters might ask for all memory.
+    """
+    found = []
+    for pattern, value in (patterns or {}).items():
+        repeats = re.findall(r"\{(\d*),?(\d*)\}", pattern[:_UNROLLED])
+        if len(pattern) * prod(int(most or least or 1) or 1 for least, most in repeats) > _UNROLLED:
+            raise AlignvecError(f"adapter_config.json: pattern '{pattern}' is too large")
+        try:
+            text = re.compile(rf"(.*\.)?({pattern})").pattern
+            found.append((regex.compile(text), value))
+        except (re.error, regex.error, RecursionError, OverflowError) as error:
+            raise AlignvecError(
+                f"adapter_config.json: pattern '{pattern}': {one_line(error)}"
+            ) from None
+    return found
