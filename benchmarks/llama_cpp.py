@@ -93,7 +93,7 @@ def random_vector(base: str) -> AlignmentVector:
     """A vector on every linear weight, a tenth of its length."""
     torch.manual_seed(0)
     weights = open_weights(find_base(base))
-    transposed = transposed_weights(base)
+    transposed = transposed_weights(base, weights)
     deltas: dict[str, Delta] = {}
     for name, weight in weights.items():
         if can_factor(name, Dense(weight)):

@@ -520,6 +520,7 @@ def demo(
 
 
 logger = logging.getLogger("alignvec.cli")
+_LINE = 1000  # characters of an error, a screen at most
 
 
 def _records(
@@ -611,12 +612,12 @@ def _summary(name: str, found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _matrix_table(title: str, matrix: dict[str, dict[str, float]]) -> Table:
+def _matrix_table(title: str, matrix: dict[str, dict[str, float | None]]) -> Table:
     from rich.table import Table
 
     table = Table("", *matrix, title=title)
     for name, row in matrix.items():
-        table.add_row(name, *(f"{value:.3f}" for value in row.values()))
+        table.add_row(name, *("-" if x is None else f"{x:.3f}" for x in row.values()))
     return table
 
 
@@ -685,5 +686,18 @@ def main() -> None:
 def _fail(message: str, error: BaseException) -> None:
     if os.environ.get("ALIGNVEC_DEBUG"):
         raise error
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    print(error_line(message), file=sys.stderr)
     sys.exit(1)
+
+
+def error_line(message: str) -> str:
+    """The one line of a failure. A file may have put anything into it: nothing of that may turn
+    the terminal's colours, move its cursor or fill its screen.
+    """
+    line = "error: " + printable(" ".join(message.split()))
+    return line if len(line) <= _LINE else line[: _LINE - 3] + "..."
+
+
+def printable(text: str) -> str:
+    """`text` with its control characters, and whatever else has no glyph, spelled out."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

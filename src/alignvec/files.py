@@ -10,11 +10,17 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from alignvec.errors import AlignvecError
 
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    Record = TypeVar("Record", bound=BaseModel)
+
 _RETIRED = ".retired.partial"
+_DEPTH = 100  # of lists in lists: far below what stops Python's own readers and writers
 
 
 def check_free(path: Path, overwrite: bool) -> None:
@@ -103,17 +109,61 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
+    """Read a JSON file. What comes back can be written again, whatever the file holds.
 
     Raises:
-        AlignvecError: the file is missing, unreadable or not JSON.
+        AlignvecError: the file is missing, unreadable, not JSON or nested beyond all need.
     """
+    if not path.is_file():  # a pipe would be waited for
+        raise AlignvecError(f"{path} is missing or no file")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise AlignvecError(f"{path} is missing") from None
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if _is_deep(value):
+            raise RecursionError(f"more than {_DEPTH} levels deep")
+        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text
     except (OSError, ValueError, RecursionError) as error:
         raise AlignvecError(f"{path} is not readable JSON: {error}") from error
+    return value
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        AlignvecError: it does not; see `read_json`.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise AlignvecError(f"{path} holds no JSON object")
+    return value
+
+
+def checked(model: type[Record], content: Any, where: object) -> Record:
+    """`content` as `model` describes it.
+
+    Raises:
+        AlignvecError: a field is missing or wrong; `where` and the first such field are named.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise AlignvecError(f"{where}: field '{place}': {first['msg']}") from None
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(_DEPTH):
+        level = [
+            child
+            for node in level
+            if isinstance(node, dict | list)
+            for child in (node.values() if isinstance(node, dict) else node)
+        ]
+    return bool(level)
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -8,12 +8,14 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignvec.errors import AlignvecError
-from alignvec.files import whole_folder
+from alignvec.files import read_object, whole_folder
 
 if TYPE_CHECKING:
     import torch
@@ -78,15 +80,19 @@ def find_base(base: str) -> Path:
     """
     if base == EMBEDDED:
         return _from_gguf(_embedded_gguf())
-    path = Path(base).expanduser()
-    if path.is_file():
+    try:
+        path = Path(base).expanduser()
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except (OSError, RuntimeError) as error:  # too long a name, no such user
+        raise AlignvecError(f"no base at '{base}': {one_line(error)}") from None
+    if is_file:
         if path.suffix != ".gguf":
             raise AlignvecError(
                 f"{base} is a file; a base is a checkpoint folder, a .gguf file, a hub id or "
                 f"'{EMBEDDED}'"
             )
         return _from_gguf(path)
-    if path.is_dir():
+    if is_folder:
         return path
     if base.endswith(".gguf") or not _HUB_ID.fullmatch(base) or "/" not in base:
         raise AlignvecError(f"no base at '{base}': no such folder or file, and not a hub id")
@@ -219,29 +225,51 @@ def load_checkpoint(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     return model.eval()
 
 
-def transposed_weights(base: str | Path | PreTrainedModel) -> frozenset[str]:
-    """Weights that are stored as [in, out]: those of transformers' Conv1D, as in GPT-2.
+def transposed_weights(base: str | Path | PreTrainedModel, names: Iterable[str]) -> frozenset[str]:
+    """Those of `names` that are stored as [in, out]: weights of transformers' Conv1D, as in GPT-2.
 
-    Of a folder the model is built without its weights, from the config. Empty where that fails: the
-    tensors are known then, the architecture is not.
+    None where the architecture is not known.
+    """
+    if isinstance(base, str | Path):
+        file = find_base(str(base)) / "config.json"
+        transposed = _transposed_in(
+            str(read_object(file).get("model_type")) if file.exists() else ""
+        )
+    else:
+        transposed = _conv1d_weights(base)
+    return frozenset(name for name in names if _in_any_layer(name) in transposed)
+
+
+@cache
+def _transposed_in(model_type: str) -> frozenset[str]:
+    """Of a small model of that type, without weights: its layers are all alike.
+
+    The sizes are not those of the checkpoint's own config: it could ask for any number of layers.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.for_model(model_type, num_hidden_layers=2)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception:  # unknown, or not to be built this way: one of a dozen types
+        return frozenset()
+    return _conv1d_weights(model)
+
+
+def _conv1d_weights(model: PreTrainedModel) -> frozenset[str]:
     from transformers.pytorch_utils import Conv1D
 
-    model: Any = base
-    if isinstance(base, str | Path):
-        try:
-            config = AutoConfig.from_pretrained(
-                find_base(str(base)), trust_remote_code=False, local_files_only=True
-            )
-            with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        except Exception:  # unknown, remote or broken: one of a dozen types
-            return frozenset()
     return frozenset(
-        f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)
+        _in_any_layer(f"{name}.weight")
+        for name, module in model.named_modules()
+        if isinstance(module, Conv1D)
     )
+
+
+def _in_any_layer(name: str) -> str:
+    return re.sub(r"\.\d+\.", ".*.", name)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

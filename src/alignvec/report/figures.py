@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _COLOURS = {"avoidance": "#D55E00", "generic": "#767676", "expert": "#0072B2"}
 _OTHERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = "osD^vP"
+_PIXELS = 30_000  # on a side at most; matplotlib draws no 65,536
 
 
 @contextmanager
@@ -32,15 +33,17 @@ def figure(path: Path, width: float = 7.0, height: float = 4.2) -> Iterator[Axes
         "axes.grid": True,
         "grid.color": "#E6E6E6",
         "axes.axisbelow": True,
+        "text.parse_math": False,  # a dollar sign in a name is one
         "svg.hashsalt": "alignvec",  # the same figure is the same file
     }
+    dpi = min(160.0, _PIXELS / max(width, height))
     with rc_context(style):
         canvas = FigureCanvasAgg(Figure(figsize=(width, height), layout="constrained"))
         yield canvas.figure.subplots()
         path.parent.mkdir(parents=True, exist_ok=True)
         for suffix in ("png", "svg"):
             metadata = {"Date": None} if suffix == "svg" else None
-            canvas.figure.savefig(path.with_suffix(f".{suffix}"), dpi=160, metadata=metadata)
+            canvas.figure.savefig(path.with_suffix(f".{suffix}"), dpi=dpi, metadata=metadata)
 
 
 def draw_sweep(sweep: Sweep, path: Path, title: str = "") -> None:

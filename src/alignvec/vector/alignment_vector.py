@@ -173,7 +173,7 @@ class AlignmentVector:
         """The inner product over all weights."""
         self._same_base(other)
         shared = self.deltas.keys() & other.deltas.keys()
-        total = math.fsum(self.deltas[name].dot(other.deltas[name]) for name in sorted(shared))
+        total = sum(self.deltas[name].dot(other.deltas[name]) for name in sorted(shared))
         if not math.isfinite(total):
             raise AlignvecError(f"'{self.name}' or '{other.name}' holds NaN or infinity")
         return total
@@ -225,6 +225,13 @@ class AlignmentVector:
                 f"'{self.name}' and '{other.name}' are vectors of different bases "
                 f"({self.base.id} and {other.base.id})"
             )
+        for name in self.deltas.keys() & other.deltas.keys():
+            shapes = [tuple(vector.deltas[name].shape) for vector in (self, other)]
+            if shapes[0] != shapes[1]:
+                raise AlignvecError(
+                    f"{name} is of shape {shapes[0]} in '{self.name}' and {shapes[1]} in "
+                    f"'{other.name}'"
+                )
 
     def check_base(self, weights: Weights, what: str, fingerprints: bool = True) -> None:
         """Refuse a base that is not the vector's own.

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from alignvec.errors import AlignvecError
+from alignvec.models import one_line
 from alignvec.vector.alignment_vector import AlignmentVector
 from alignvec.vector.delta import Delta, LowRank
 from alignvec.vector.stream import Progress
@@ -62,7 +63,8 @@ def compress(
 def can_factor(name: str, delta: Delta) -> bool:
     """Whether a delta is that of a linear layer, judged by its shape and name."""
     table = any(fnmatchcase(name, pattern) for pattern in _TABLES)
-    return len(delta.shape) == 2 and not table and name.endswith(".weight")
+    linear = len(delta.shape) == 2 and delta.shape.numel() > 0
+    return linear and not table and name.endswith(".weight")
 
 
 def factor(
@@ -75,24 +77,36 @@ def factor(
     """
     import torch
 
+    try:
+        u, sigma, v, total = _decompose(delta, rank if energy is None else None, transposed)
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise AlignvecError(f"a delta cannot be compressed: {one_line(error)}") from error
+    if not (math.isfinite(total) and sigma.isfinite().all()):
+        raise AlignvecError("a delta to compress holds NaN or infinity, or is near it")
     if isinstance(delta, LowRank):
-        # The SVD of B A from those of its factors: r x r instead of out x in.
-        q_b, r_b = torch.linalg.qr(delta.b.float())
-        q_a, r_a = torch.linalg.qr(delta.a.float().T)
-        u, sigma, v = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
-        u, v = q_b @ u, v @ q_a.T
-        total, transposed = float(sigma.square().sum()), delta.transposed
-    else:
-        matrix = delta.dense().T if transposed else delta.dense()
-        total = float(matrix.double().square().sum())
-        if not math.isfinite(total):
-            raise AlignvecError("a delta to compress holds NaN or infinity")
-        u, sigma, v = _svd(matrix, rank if energy is None else None)
+        transposed = delta.transposed
     kept = _count(sigma, total, rank, energy)
     share = float(sigma[:kept].double().square().sum()) / total if total else 1.0
     root = sigma[:kept].sqrt()
     b, a = u[:, :kept] * root, root[:, None] * v[:kept]
     return LowRank(a.contiguous(), b.contiguous(), transposed, energy=min(1.0, share))
+
+
+def _decompose(
+    delta: Delta, rank: int | None, transposed: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
+    """U, sigma and V^T of the [out, in] matrix, at least `rank` of each, and its squared norm."""
+    import torch
+
+    if isinstance(delta, LowRank):
+        # The SVD of B A from those of its factors: r x r instead of out x in.
+        q_b, r_b = torch.linalg.qr(delta.b.float())
+        q_a, r_a = torch.linalg.qr(delta.a.float().T)
+        u, sigma, v = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
+        return q_b @ u, sigma, v @ q_a.T, float(sigma.double().square().sum())
+    matrix = delta.dense().T if transposed else delta.dense()
+    u, sigma, v = _svd(matrix, rank)
+    return u, sigma, v, float(matrix.double().square().sum())
 
 
 def _svd(matrix: torch.Tensor, rank: int | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

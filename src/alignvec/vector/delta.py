@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
-from alignvec.vector.weights import Weights, row_count
+from alignvec.errors import AlignvecError
+from alignvec.vector.weights import Weights, all_finite, row_count
 
 if TYPE_CHECKING:
     import torch
@@ -21,11 +22,19 @@ PART = 2**20  # values that are worked on at a time: few enough to stay in a cac
 
 
 def parts(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    """Row ranges (start, stop) that cut a tensor into pieces of about `PART` values."""
-    rows = row_count(shape)
+    """Row ranges (start, stop) that cut a tensor into pieces of about `PART` values.
+
+    None of a tensor without values, even if it has 10**18 empty rows.
+    """
+    rows = row_count(shape) if prod(shape) else 0
     step = max(1, PART // max(1, prod(shape[1:])))
     for start in range(0, rows, step):
         yield start, min(start + step, rows)
+
+
+def is_computable(dtype: torch.dtype) -> bool:
+    """Whether deltas may be of it: floats that torch multiplies, so not those of 8 bits."""
+    return dtype.is_floating_point and dtype.itemsize > 1
 
 
 class Delta(ABC):
@@ -162,6 +171,23 @@ class LowRank(Delta):
     b: torch.Tensor
     transposed: bool = False
     energy: float | None = None
+
+    def check(self, where: str) -> None:
+        """Refuse factors as a file may hold them; `where` begins the message.
+
+        Raises:
+            AlignvecError: they do not fit each other, are no floating numbers, or not finite.
+        """
+        a, b = self.a, self.b
+        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
+            raise AlignvecError(f"{where}: the factors do not fit each other")
+        if not (a.numel() and b.numel()):
+            raise AlignvecError(f"{where}: the factors are empty")
+        for factor in (a, b):
+            if not is_computable(factor.dtype):
+                raise AlignvecError(f"{where}: the factors are {factor.dtype}")
+            if not all_finite(factor):
+                raise AlignvecError(f"{where} holds NaN or infinity")
 
     @property
     def shape(self) -> torch.Size:

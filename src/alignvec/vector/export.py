@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from alignvec.errors import AlignvecError
-from alignvec.files import check_free, read_json, whole_folder, write_file
+from alignvec.files import check_free, checked, read_object, whole_folder, write_file
 from alignvec.models import find_base
 from alignvec.vector.alignment_vector import AlignmentVector
 from alignvec.vector.delta import LowRank
@@ -29,6 +31,19 @@ _ARCHITECTURES = {
     "phi3": "phi3",
 }
 _PERMUTED = ("llama", "mistral")
+
+
+class _Config(BaseModel):
+    """What of a base's `config.json` names and orders its weights."""
+
+    model_config = ConfigDict(strict=True)
+
+    model_type: str
+    layers: int = Field(
+        validation_alias=AliasChoices("num_hidden_layers", "n_layer"), ge=1, le=10_000
+    )
+    num_attention_heads: int | None = Field(default=None, ge=1)
+    num_key_value_heads: int | None = Field(default=None, ge=1)
 
 
 def export(
@@ -80,15 +95,16 @@ def _write_gguf(
     """See llama.cpp's adapter format: `NAME.lora_a` [r, in] and `NAME.lora_b` [out, r]."""
     import gguf
 
-    config = read_json(find_base(base or vector.base.id) / "config.json")
-    kind = config.get("model_type")
+    file = find_base(base or vector.base.id) / "config.json"
+    config = checked(_Config, read_object(file), file)
+    kind = config.model_type
     if kind not in _ARCHITECTURES:
         raise AlignvecError(
             f"gguf adapters are written for {', '.join(_ARCHITECTURES)}; this base is {kind}"
         )
     named = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
-    layers = config.get("num_hidden_layers") or config["n_layer"]
-    names = gguf.get_tensor_name_map(named[_ARCHITECTURES[kind]], layers)
+    names = gguf.get_tensor_name_map(named[_ARCHITECTURES[kind]], config.layers)
+    taken: set[str] = set()
     with write_file(out, overwrite) as partial:
         writer = gguf.GGUFWriter(partial, _ARCHITECTURES[kind])
         writer.add_type(gguf.GGUFType.ADAPTER)
@@ -102,6 +118,9 @@ def _write_gguf(
             target = names.get_name(name, try_suffixes=(".weight",))
             if target is None:
                 raise AlignvecError(f"llama.cpp has no name for {name} in {kind}")
+            if target in taken:
+                raise AlignvecError(f"{name} is a second {target} to llama.cpp")
+            taken.add(target)
             b = _reordered(name, delta.b.float(), config) if kind in _PERMUTED else delta.b.float()
             # Scaling alpha / rank is one for all: factors of a lower rank make up for it.
             a, b = delta.a.float(), b * (delta.rank / rank)
@@ -114,17 +133,19 @@ def _write_gguf(
     return out
 
 
-def _reordered(name: str, b: torch.Tensor, config: dict[str, Any]) -> torch.Tensor:
+def _reordered(name: str, b: torch.Tensor, config: _Config) -> torch.Tensor:
     """Rows of queries and keys as llama.cpp's rotary embedding wants them.
 
     transformers rotates the first half of a head against the second, llama.cpp's llama rotates
     neighbours: row i of the first half and row i of the second come to lie side by side.
     """
     heads = {
-        "q_proj.weight": config["num_attention_heads"],
-        "k_proj.weight": config.get("num_key_value_heads") or config["num_attention_heads"],
+        "q_proj.weight": config.num_attention_heads,
+        "k_proj.weight": config.num_key_value_heads or config.num_attention_heads,
     }
     for ending, count in heads.items():
         if name.endswith(ending):
+            if count is None or b.shape[0] % (2 * count):
+                raise AlignvecError(f"{name} does not divide into the base's {count} heads")
             return b.reshape(count, 2, -1, b.shape[1]).transpose(1, 2).reshape(b.shape)
     return b

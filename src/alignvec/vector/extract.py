@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import regex
+from pydantic import BaseModel, ConfigDict, Field
 
 from alignvec.errors import AlignvecError
-from alignvec.files import read_json
-from alignvec.models import base_name, transposed_weights
+from alignvec.files import checked, read_object
+from alignvec.models import base_name, one_line, transposed_weights
 from alignvec.vector.alignment_vector import AlignmentVector, base_id
 from alignvec.vector.delta import Delta, Dense, Lazy, LowRank, parts
 from alignvec.vector.stream import Progress
@@ -34,7 +39,7 @@ def extract(
     if isinstance(aligned, str | Path):
         name = name or base_name(str(aligned))
         record = Path(aligned) / "training.json"
-        training = read_json(record) if record.exists() else {}
+        training = read_object(record) if record.exists() else {}
     base_weights = open_weights(base)
     if isinstance(aligned, str | Path) and (Path(aligned) / "adapter_config.json").exists():
         deltas = read_adapter(Path(aligned), base_weights)
@@ -45,7 +50,7 @@ def extract(
         base_id(base),
         name or "alignment vector",
         training,
-        transposed=transposed_weights(base) & deltas.keys(),
+        transposed=transposed_weights(base, deltas),
     )
     live = any(not isinstance(source, str | Path) for source in (base, aligned))
     return vector.in_memory() if live else vector  # a live model may change later
@@ -72,7 +77,9 @@ def _differs(base: Weights, aligned: Weights, name: str) -> bool:
     for start, stop in parts(base.shape(name)):
         theirs = aligned.rows(name, start, stop)
         ours = base.rows(name, start, stop).to(theirs.device)
-        if not torch.equal(ours, theirs) and not torch.equal(ours.float(), theirs.float()):
+        # Floats of 8 bits know no comparison.
+        same = ours.dtype.itemsize > 1 and torch.equal(ours, theirs)
+        if not same and not torch.equal(ours.float(), theirs.float()):
             return True
     return False
 
@@ -108,6 +115,26 @@ _FACTOR = re.compile(
 )
 
 
+_PATIENCE = 10.0  # seconds for all of an adapter's patterns; milliseconds are usual
+_UNROLLED = 4000  # characters of a pattern with its counted repeats written out
+_Patterns = list[tuple[Any, float]]
+_Rank = Annotated[int, Field(gt=0, lt=2**31)]
+_Alpha = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _AdapterConfig(BaseModel):
+    """What of PEFT's `adapter_config.json` says how large the delta is."""
+
+    model_config = ConfigDict(strict=True)
+
+    r: _Rank
+    lora_alpha: _Alpha
+    use_rslora: bool | None = None
+    fan_in_fan_out: bool | None = None
+    rank_pattern: dict[str, _Rank] | None = None
+    alpha_pattern: dict[str, _Alpha] | None = None
+
+
 def read_adapter(folder: Path, base: Weights) -> dict[str, Delta]:
     """The deltas of a PEFT LoRA, rsLoRA or DoRA adapter.
 
@@ -117,9 +144,10 @@ def read_adapter(folder: Path, base: Weights) -> dict[str, Delta]:
     Raises:
         AlignvecError: it is another kind of adapter, is damaged, or does not fit the base.
     """
-    config = read_json(folder / "adapter_config.json")
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+    content = read_object(folder / "adapter_config.json")
+    if content.get("peft_type") != "LORA":
         raise AlignvecError(f"{folder} is not a LoRA adapter")
+    scaling = _Scaling(checked(_AdapterConfig, content, folder / "adapter_config.json"))
     factors: dict[str, dict[str, torch.Tensor]] = {}
     weights = CheckpointWeights(folder, "adapter_model.safetensors")
     for key in weights:
@@ -129,12 +157,11 @@ def read_adapter(folder: Path, base: Weights) -> dict[str, Delta]:
                 f"{folder} also trains {key}, which is no low-rank factor; merge the adapter into "
                 "its base and extract that"
             )
-        _check_finite(weights[key], key)
         factors.setdefault(match["module"], {})[match["part"]] = weights[key]
     deltas: dict[str, Delta] = {}
     for module, found in factors.items():
         name = f"{module}.weight"
-        delta = _low_rank(folder, module, found, config)
+        delta = _low_rank(folder, module, found, scaling)
         if name not in base:
             raise AlignvecError(f"the adapter changes {name}, which the base does not have")
         if base.shape(name) != tuple(delta.shape):
@@ -148,20 +175,21 @@ def read_adapter(folder: Path, base: Weights) -> dict[str, Delta]:
 
 
 def _low_rank(
-    folder: Path, module: str, found: Mapping[str, torch.Tensor], config: Mapping[str, Any]
+    folder: Path, module: str, found: Mapping[str, torch.Tensor], scaling: _Scaling
 ) -> LowRank:
     if not {"A", "B"} <= found.keys():
         raise AlignvecError(f"{folder} has only one of the two factors of {module}")
-    a, b = found["A"], found["B"]
-    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
-        raise AlignvecError(f"{folder}: the factors of {module} do not fit each other")
-    transposed = bool(config.get("fan_in_fan_out"))
+    transposed = bool(scaling.config.fan_in_fan_out)
     if transposed and "magnitude_vector" in found:
         raise AlignvecError(
             f"{folder} is a DoRA adapter on a layer that stores its weight transposed; merge it "
             "into its base and extract that"
         )
-    return LowRank(a, b * _scaling(config, module), transposed)
+    delta = LowRank(found["A"], found["B"], transposed)
+    delta.check(f"{folder}: {module}")
+    delta *= scaling.of(module)
+    delta.check(f"{folder}: {module}, scaled by alpha / r,")
+    return delta
 
 
 def _dora(base: Weights, name: str, delta: LowRank, magnitude: torch.Tensor) -> Lazy:
@@ -169,6 +197,8 @@ def _dora(base: Weights, name: str, delta: LowRank, magnitude: torch.Tensor) -> 
     import torch
 
     lengths = magnitude.float().reshape(-1)
+    if not all_finite(lengths):
+        raise AlignvecError(f"the magnitudes of {name} hold NaN or infinity")
     if len(lengths) != delta.shape[0]:
         raise AlignvecError(f"the magnitudes of {name} are {len(lengths)}, its rows differ")
 
@@ -181,22 +211,51 @@ def _dora(base: Weights, name: str, delta: LowRank, magnitude: torch.Tensor) -> 
     return Lazy(base.shape(name), torch.float32, read)
 
 
-def _scaling(config: Mapping[str, Any], module: str) -> float:
+class _Scaling:
     """PEFT's factor on B A: alpha / r, or alpha / sqrt(r) for rsLoRA; patterns name modules."""
-    rank, alpha = (
-        next(
-            (
-                value
-                for pattern, value in (config.get(patterns) or {}).items()
-                if re.fullmatch(rf"(.*\.)?({pattern})", module)
-            ),
-            config[plain],
-        )
-        for patterns, plain in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha"))
-    )
-    return float(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+
+    def __init__(self, config: _AdapterConfig) -> None:
+        self.config = config
+        self._ranks = _compiled(config.rank_pattern)
+        self._alphas = _compiled(config.alpha_pattern)
+        self._until = time.monotonic() + _PATIENCE
+
+    def of(self, module: str) -> float:
+        rank = self._first(self._ranks, module, self.config.r)
+        alpha = self._first(self._alphas, module, self.config.lora_alpha)
+        return float(alpha / (math.sqrt(rank) if self.config.use_rslora else rank))
+
+    def _first(self, patterns: _Patterns, module: str, default: float) -> float:
+        """The value of the first pattern that fits. It may be one that backtracks for ever."""
+        for pattern, value in patterns:
+            left = self._until - time.monotonic()
+            try:
+                if left <= 0:
+                    raise TimeoutError
+                if pattern.fullmatch(module, timeout=left):
+                    return value
+            except TimeoutError:
+                raise AlignvecError(
+                    f"adapter_config.json: its patterns take too long, at {pattern.pattern}"
+                ) from None
+        return default
 
 
-def _check_finite(tensor: torch.Tensor, name: str) -> None:
-    if not all_finite(tensor):
-        raise AlignvecError(f"{name} holds NaN or infinity")
+def _compiled(patterns: Mapping[str, float] | None) -> _Patterns:
+    """Expressions of Python's `re`, as PEFT reads them, for an engine that knows a timeout.
+
+    That engine unrolls counted repeats, so a few characters might ask for all memory.
+    """
+    found = []
+    for pattern, value in (patterns or {}).items():
+        repeats = re.findall(r"\{(\d*),?(\d*)\}", pattern[:_UNROLLED])
+        if len(pattern) * prod(int(most or least or 1) or 1 for least, most in repeats) > _UNROLLED:
+            raise AlignvecError(f"adapter_config.json: pattern '{pattern}' is too large")
+        try:
+            text = re.compile(rf"(.*\.)?({pattern})").pattern
+            found.append((regex.compile(text), value))
+        except (re.error, regex.error, RecursionError, OverflowError) as error:
+            raise AlignvecError(
+                f"adapter_config.json: pattern '{pattern}': {one_line(error)}"
+            ) from None
+    return found

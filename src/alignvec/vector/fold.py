@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alignvec.files import read_json, whole_folder, write_json
+from alignvec.files import read_object, whole_folder, write_text
 from alignvec.models import base_name, find_base, parse_dtype
 from alignvec.vector.alignment_vector import AlignmentVector
 from alignvec.vector.combine import SUM, Combine
@@ -105,6 +106,7 @@ def _copy_beside(base: Path, out: Path) -> None:
 
 def _say_dtype(config_file: Path, dtype: torch.dtype) -> None:
     if config_file.exists():
-        config = read_json(config_file)
+        config = read_object(config_file)
         key = "dtype" if "dtype" in config else "torch_dtype"
-        write_json(config_file, {**config, key: str(dtype).removeprefix("torch.")})
+        config[key] = str(dtype).removeprefix("torch.")
+        write_text(config_file, json.dumps(config, indent=2) + "\n")  # some hold Infinity

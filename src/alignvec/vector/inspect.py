@@ -11,7 +11,7 @@ from alignvec.errors import AlignvecError
 from alignvec.vector.alignment_vector import AlignmentVector
 from alignvec.vector.delta import LowRank, parts
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|layer)\.(\d+)\.(.+)")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|layer)\.(\d{1,9})\.(.+)")
 
 
 def inspect(vector: AlignmentVector) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def inspect(vector: AlignmentVector) -> dict[str, Any]:
         "parameters": sum(delta.shape.numel() for delta in vector.deltas.values()),
         "rank": max(ranks, default=None),
         "energy": sum(kept) / len(kept) if kept else None,
-        "norm": math.sqrt(math.fsum(squares.values())),
+        "norm": math.sqrt(sum(squares.values())),
         "norms": norms,
         "training": {
             key: vector.training[key]
@@ -63,13 +63,19 @@ def compare(vectors: Mapping[str, AlignmentVector]) -> dict[str, Any]:
     """Cosines and sign conflicts between vectors of one base.
 
     Returns:
-        `cosine` and `sign_conflict`, each name -> name -> value. A sign conflict is the share of
+        `cosine` and `sign_conflict`, each name -> name -> value; None for the cosine with a vector
+        that is empty. A sign conflict is the share of
         the weights that both change in which they pull in opposite directions: 0.5 by chance.
     """
     names = list(vectors)
-    cosine = {a: {b: vectors[a].cosine(vectors[b]) for b in names} for a in names}
+    cosine = {a: {b: _cosine(vectors[a], vectors[b]) for b in names} for a in names}
     conflict = {a: {b: _sign_conflict(vectors[a], vectors[b]) for b in names} for a in names}
     return {"cosine": cosine, "sign_conflict": conflict}
+
+
+def _cosine(one: AlignmentVector, other: AlignmentVector) -> float | None:
+    cosine = one.cosine(other)
+    return None if math.isnan(cosine) else cosine
 
 
 def _sign_conflict(one: AlignmentVector, other: AlignmentVector) -> float:

@@ -13,19 +13,21 @@ factors, a hundredth of their size, are in bfloat16 then, and norms and biases i
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from alignvec.errors import AlignvecError
-from alignvec.files import read_json, whole_folder, write_json
+from alignvec.files import checked, read_object, whole_folder, write_json
 from alignvec.models import one_line, parse_dtype
 from alignvec.vector import int8
 from alignvec.vector.alignment_vector import AlignmentVector, BaseId
-from alignvec.vector.delta import Delta, Dense, Lazy, LowRank, part_of_sparse
-from alignvec.vector.stream import Output, Progress, work_key, write_tensors
+from alignvec.vector.delta import Delta, Dense, Lazy, LowRank, is_computable, part_of_sparse
+from alignvec.vector.stream import Output, Progress, check_space, work_key, write_tensors
 from alignvec.vector.weights import INDEX, CheckpointWeights, all_finite
 
 if TYPE_CHECKING:
@@ -35,30 +37,52 @@ FORMAT_VERSION = 2  # the newest that is read; 1 is written unless int8 is in it
 METADATA = "alignment_vector.json"
 
 
-class _Base(BaseModel):
-    id: str
-    fingerprint: str
+def _line(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("control characters")
+    return text
 
 
-class _Tensor(BaseModel):
-    shape: list[int]
-    rank: int | None = None
-    energy: float | None = None  # share kept by a compression
+def _plain(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+    return value
+
+
+_Line = Annotated[str, AfterValidator(_line)]
+_Plain = Annotated[dict[str, Any], AfterValidator(_plain)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True)  # no "1" for 1
+
+
+class _Base(_Strict):
+    id: _Line
+    fingerprint: _Line
+
+
+class _Tensor(_Strict):
+    shape: list[Annotated[int, Field(ge=0)]]
+    rank: int | None = Field(default=None, ge=1)
+    energy: float | None = Field(default=None, ge=0, le=1)  # share kept by a compression
     transposed: bool = False
 
 
-class _Metadata(BaseModel):
+class _Metadata(_Strict):
     """`alignment_vector.json`."""
 
-    format_version: int
-    name: str
+    format_version: int = Field(ge=1)
+    name: _Line
     kind: Literal["full", "low_rank"]
-    dtype: str
+    dtype: Literal["float64", "float32", "bfloat16", "float16"]
     base: _Base
     tensors: dict[str, _Tensor]
-    rank: int | None = None
-    training: dict[str, Any] = Field(default_factory=dict)
-    calibration: dict[str, Any] | None = None
+    rank: int | None = Field(default=None, ge=1)
+    training: _Plain = Field(default_factory=dict)
+    calibration: _Plain | None = None
 
 
 def save(
@@ -76,20 +100,21 @@ def save(
     # What does not go in 8 bits does in these.
     factor_dtype, dense_dtype = (torch.bfloat16, torch.float32) if eight_bit else (chosen, chosen)
     rank = max((delta.rank for delta in factored.values()), default=None)
-    metadata = _Metadata(
-        format_version=2 if eight_bit else 1,
-        name=vector.name,
-        kind=vector.kind,  # type: ignore[arg-type]
-        dtype=str(chosen).removeprefix("torch."),
-        base=_Base(id=vector.base.id, fingerprint=vector.base.fingerprint),
-        tensors={
+    content = {
+        "format_version": 2 if eight_bit else 1,
+        "name": vector.name,
+        "kind": vector.kind,
+        "dtype": str(chosen).removeprefix("torch."),
+        "base": vars(vector.base),
+        "tensors": {
             name: _describe(delta, name in vector.transposed)
             for name, delta in vector.deltas.items()
         },
-        rank=rank,
-        training=dict(vector.training),
-        calibration=None if vector.calibration is None else dict(vector.calibration),
-    )
+        "rank": rank,
+        "training": dict(vector.training),
+        "calibration": None if vector.calibration is None else dict(vector.calibration),
+    }
+    metadata = checked(_Metadata, content, f"'{vector.name}' cannot be saved")
     work = work_key(vector.base.fingerprint, vector.fingerprint(), str(chosen))
     with whole_folder(folder, overwrite, work) as partial:
         if factored:
@@ -162,6 +187,7 @@ def write_adapter(
         a, b = pad(delta.a, (0, 0, 0, missing)), pad(delta.b, (0, missing))
         tensors[f"{module}.lora_A.weight"] = a.to(dtype).contiguous()
         tensors[f"{module}.lora_B.weight"] = b.to(dtype).contiguous()
+    check_space(folder, sum(tensor.nbytes for tensor in tensors.values()))
     save_file(tensors, folder / "adapter_model.safetensors")
     write_json(folder / "adapter_config.json", _adapter_config(base, factored, rank))
 
@@ -189,19 +215,14 @@ def load(source: str | Path) -> AlignmentVector:
         raise AlignvecError(
             f"{folder} is no alignment vector: it has no {METADATA}; make one with alignvec extract"
         )
-    content = read_json(folder / METADATA)
-    version = content.get("format_version") if isinstance(content, dict) else None
+    content = read_object(folder / METADATA)
+    version = content.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise AlignvecError(
             f"{folder / METADATA} is of format {version}; this alignvec reads up to "
             f"{FORMAT_VERSION}: upgrade it"
         )
-    try:
-        metadata = _Metadata.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise AlignvecError(f"{folder / METADATA}: field '{place}': {first['msg']}") from None
+    metadata = checked(_Metadata, content, folder / METADATA)
     deltas: dict[str, Delta] = {}
     if metadata.kind == "low_rank":
         deltas.update(_load_factors(folder, metadata))
@@ -240,11 +261,13 @@ def _open_dense(folder: Path, metadata: _Metadata) -> dict[str, Delta]:
     for name in weights:
         if int8.is_scale(weights, name):
             continue
+        if name in metadata.tensors and name not in residuals:
+            raise AlignvecError(f"{folder}: {name} is there twice, dense and as factors")
         if weights.dtype(name) == torch.int8:
             deltas[name] = int8.opened(weights, name, folder)
             continue
-        if not weights.dtype(name).is_floating_point:
-            raise AlignvecError(f"{folder}: {name} holds no floating numbers")
+        if not is_computable(weights.dtype(name)):
+            raise AlignvecError(f"{folder}: {name} is {weights.dtype(name)}, no delta")
         residual = None
         if name in residuals and residuals[name].exists():
             residual = _load_residual(residuals[name], weights.shape(name))
@@ -264,11 +287,16 @@ def _load_residual(file: Path, shape: tuple[int, ...]) -> torch.Tensor:
 
     weights = CheckpointWeights(file.parent, file.name)
     try:
-        return torch.sparse_coo_tensor(
-            weights["indices"], weights["values"], shape or (1,), check_invariants=True
-        ).coalesce()
+        indices, values = weights["indices"], weights["values"]
+        if values.ndim != 1 or values.dtype != torch.float32:
+            raise AlignvecError(f"{file} is damaged: its values are no list of float32")
+        residual = torch.sparse_coo_tensor(indices, values, shape or (1,), check_invariants=True)
+        residual = residual.coalesce()
     except (KeyError, RuntimeError) as error:
         raise AlignvecError(f"{file} is damaged: {one_line(error)}") from None
+    if not all_finite(residual.values()):
+        raise AlignvecError(f"{file} holds NaN or infinity")
+    return residual
 
 
 def _load_factors(folder: Path, metadata: _Metadata) -> dict[str, LowRank]:
@@ -277,17 +305,19 @@ def _load_factors(folder: Path, metadata: _Metadata) -> dict[str, LowRank]:
     for name, expected in metadata.tensors.items():
         if expected.rank is None:
             continue
+        if not name.endswith(".weight"):
+            raise AlignvecError(f"{folder}: {name} is no weight of a layer, yet has a rank")
         module = f"base_model.model.{name.removesuffix('.weight')}"
         try:
             a, b = (weights[f"{module}.lora_{part}.weight"] for part in "AB")
         except KeyError:
             raise AlignvecError(f"{folder}: the factors of {name} are missing") from None
-        if not (all_finite(a) and all_finite(b)):
-            raise AlignvecError(f"{folder}: {name} holds NaN or infinity")
-        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
-            raise AlignvecError(f"{folder}: the factors of {name} do not fit each other")
+        delta = LowRank(a, b, expected.transposed, expected.energy)
+        delta.check(f"{folder}: {name}")
         rank = expected.rank  # the rest is padding
-        deltas[name] = LowRank(a[:rank], b[:, :rank], expected.transposed, expected.energy)
+        if rank > delta.rank:
+            raise AlignvecError(f"{folder}: {name} has factors of rank {delta.rank}, not {rank}")
+        deltas[name] = dataclasses.replace(delta, a=a[:rank], b=b[:, :rank])
     return deltas
 
 
@@ -329,14 +359,14 @@ def model_card(vector: AlignmentVector, repo_id: str) -> str:
         library_name="peft" if vector.kind == "low_rank" else "alignvec",
         tags=["alignvec", "alignment-vector", *(["lora"] if vector.kind == "low_rank" else [])],
     )
-    training = vector.training
+    training, prefer = vector.training, vector.training.get("prefer")
     facts = {
         "kind": f"{vector.kind}, {len(vector.deltas)} tensors",
         "base": f"{vector.base.id} (fingerprint `{vector.base.fingerprint}`)",
         "trained on": ", ".join(
             str(training[key]) for key in ("data", "domain", "pairs") if training.get(key)
         ),
-        "preference": " > ".join(training.get("prefer") or []),
+        "preference": " > ".join(map(str, prefer)) if isinstance(prefer, list) else None,
         "formula": training.get("formula"),
     }
     table = "".join(f"| {name} | {value} |\n" for name, value in facts.items() if value)

@@ -97,7 +97,8 @@ def _lay_out(
     import torch
     from huggingface_hub import split_torch_state_dict_into_shards
 
-    _check_space(folder, outputs)
+    there = sum(512 * file.stat().st_blocks for file in folder.glob("model*.safetensors"))
+    check_space(folder, sum(output.nbytes for output in outputs.values()) - there)
     meta = {
         name: torch.empty(output.shape, dtype=output.dtype, device="meta")
         for name, output in outputs.items()
@@ -113,13 +114,16 @@ def _lay_out(
     return places
 
 
-def _check_space(folder: Path, outputs: Mapping[str, Output]) -> None:
-    there = sum(512 * file.stat().st_blocks for file in folder.iterdir())
-    missing = sum(output.nbytes for output in outputs.values()) - there
+def check_space(folder: Path, nbytes: int) -> None:
+    """Refuse to start writing `nbytes` that the disk has no room for.
+
+    Raises:
+        AlignvecError: it has not.
+    """
     free = shutil.disk_usage(folder).free
-    if missing > free:
+    if nbytes > free:
         raise AlignvecError(
-            f"no space in {folder.parent}: {missing / 1e9:.1f} GB to write, {free / 1e9:.1f} free"
+            f"no space in {folder.parent}: {nbytes / 1e9:.1f} GB to write, {free / 1e9:.1f} free"
         )
 
 

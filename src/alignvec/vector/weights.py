@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 INDEX = "model.safetensors.index.json"
+_DIMENSIONS = 64  # torch's own limit
 _SAMPLES = 64  # values of a tensor that go into the fingerprint
 
 
@@ -186,8 +187,8 @@ def all_finite(tensor: torch.Tensor) -> bool:
 def _read_header(file: Path) -> dict[str, _Place]:
     from safetensors import safe_open
 
-    if not file.exists():
-        raise AlignvecError(f"{file} is missing")
+    if not file.is_file():
+        raise AlignvecError(f"{file} is missing or no file")
     try:
         # The library checks that the header is sound and fits the file; it hides the offsets.
         with safe_open(file, framework="pt"):
@@ -204,10 +205,16 @@ def _read_header(file: Path) -> dict[str, _Place]:
     for name, entry in header.items():
         if name == "__metadata__":
             continue
+        shape = tuple(entry["shape"])
+        if not name.isprintable():
+            raise AlignvecError(f"{file}: {name!r} is no name for a tensor")
+        if len(shape) > _DIMENSIONS or prod(max(1, size) for size in shape) >= 2**63:
+            # The second may well be: without values, where one of the sizes is 0.
+            raise AlignvecError(f"{file}: {name} is of a shape that no tensor has")
         if entry["dtype"] not in dtypes:
             raise AlignvecError(f"{file}: {name} is of dtype {entry['dtype']}, which is not read")
         start = 8 + length + entry["data_offsets"][0]
-        places[name] = _Place(file, start, dtypes[entry["dtype"]], tuple(entry["shape"]))
+        places[name] = _Place(file, start, dtypes[entry["dtype"]], shape)
     return places
 
 
@@ -226,10 +233,11 @@ def _indexed_files(index: Path) -> list[Path]:
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise AlignvecError(f"{index} has no weight_map")
     files = []
+    beside = {file.name for file in index.parent.iterdir()}
     for name in sorted(set(names.values())):
         if Path(name).name != name:
             raise AlignvecError(f"{index} names '{name}', which is not a file beside it")
-        if not (index.parent / name).exists():
+        if name not in beside:
             raise AlignvecError(f"{index.parent / name} is missing, though the index names it")
         files.append(index.parent / name)
     return files
