@@ -147,7 +147,7 @@ def orphan(tensors):
         (spoil(lambda t: t[f"{UP}..scale"].fill_(float("nan"))), "negative, NaN or infinite"),
         (spoil(lambda t: t[f"{UP}..scale"].fill_(-1)), "negative, NaN or infinite"),
         (spoil(lambda t: t.update({NORM: t[NORM].to(torch.int8)})), "is int8 and has no scales"),
-        (spoil(lambda t: t.update({NORM: t[NORM].to(torch.int16)})), "holds no floating numbers"),
+        (spoil(lambda t: t.update({NORM: t[NORM].to(torch.int16)})), "is torch.int16, no delta"),
         (spoil(orphan), r"\.\.scale is in the weights but not in"),
     ],
 )

@@ -77,7 +77,7 @@ class _Metadata(_Strict):
     format_version: int = Field(ge=1)
     name: _Line
     kind: Literal["full", "low_rank"]
-    dtype: Literal["float64", "float32", "bfloat16", "float16"]
+    dtype: Literal["float64", "float32", "bfloat16", "float16", "int8"]
     base: _Base
     tensors: dict[str, _Tensor]
     rank: int | None = Field(default=None, ge=1)
