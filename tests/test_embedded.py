@@ -51,3 +51,36 @@ def test_the_knob_moves_unseen_queries_both_ways_and_comes_back(model, vector):
     model.set(medical=0)
     after = model.model.state_dict()
     assert all(torch.equal(weight, after[name]) for name, weight in before.items())
+
+
+def test_gated_rows_write_what_folded_ones_do_up_to_a_near_tie(vector):
+    model = KnobModel.from_pretrained("embedded", {"medical": vector}, dtype="bfloat16")
+    question = "Why does my knee hurt when I climb stairs?"
+    ids = torch.tensor([prompt_tokens(model.tokenizer, question)])
+    settings = [{"medical": by} for by in (0.0, 6.0, -6.0)]
+
+    def write(rows, length=24):
+        with torch.inference_mode():
+            found = model.model.generate(
+                rows, attention_mask=torch.ones_like(rows), max_new_tokens=length,
+                min_new_tokens=length, do_sample=False, output_logits=True,
+                return_dict_in_generate=True,
+            )  # fmt: skip
+        return found.sequences[:, rows.shape[1] :], torch.stack(found.logits, 1).float()
+
+    folded = []
+    for setting in settings:
+        with model.at(setting):
+            folded.append(write(ids))
+    with model.gate.rows(model.gate.tensor(settings)):
+        gated, _ = write(ids.repeat(len(settings), 1))
+    agreed = 0
+    for row, (tokens, logits) in zip(gated, folded, strict=True):
+        apart = (row != tokens[0]).nonzero().flatten().tolist()
+        agreed += apart[0] if apart else len(row)
+        if apart:  # logits of about 20 are 0.125 apart in bfloat16
+            first, second = logits[0, apart[0]].topk(2).values.tolist()
+            assert first - second <= 0.5
+            assert row[apart[0]] in logits[0, apart[0]].topk(3).indices
+    assert agreed >= 24
+    assert len({tuple(tokens[0].tolist()) for tokens, _ in folded}) == 3
