@@ -49,25 +49,30 @@ def main() -> None:
 
     def fold(kind: str) -> list[str]:
         vectors = [f"--vector={knob}={scratch}/{kind}-{knob}" for knob in STRENGTHS]
-        out = ["--overwrite", "-o", f"{scratch}/out-{kind}"]
+        out = ["-o", f"{scratch}/out-{kind}"]
         return [*alignvec, "fold", f"{scratch}/base", *vectors, "--set", setting, *out]
 
-    inputs = [
-        f"{scratch}/{name}/model.safetensors" for name in ("base", *(f"full-{k}" for k in "abc"))
-    ]
-    commands = {
-        "mergekit": [options.mergekit, f"{scratch}/merge.yaml", f"{scratch}/out-mergekit",
-                     "--allow-crimes"],
-        "alignvec full": fold("full"),
-        "alignvec rank 16": fold("rank16"),
-        "read inputs": ["sh", "-c", "cat " + " ".join(inputs) + " > /dev/null"],
-        "copy output": ["cp", f"{scratch}/out-full/model.safetensors", f"{scratch}/copy"],
+    def weights(*folders: str) -> list[str]:
+        return [f"{scratch}/{folder}/model.safetensors" for folder in ("base", *folders)]
+
+    full = weights("full-a", "full-b", "full-c")
+    # name -> the command and what it reads
+    commands: dict[str, tuple[list[str], list[str]]] = {
+        "mergekit": ([options.mergekit, f"{scratch}/merge.yaml", f"{scratch}/out-mergekit",
+                      "--allow-crimes"], weights("a", "b", "c")),
+        "alignvec full": (fold("full"), full),
+        "alignvec rank 16": (fold("rank16"), weights()),
+        "read inputs": (["sh", "-c", "cat " + " ".join(full) + " > /dev/null"], full),
+        "copy output": (["cp", f"{scratch}/out-full/model.safetensors", f"{scratch}/copy"],
+                        [f"{scratch}/out-full/model.safetensors"]),
     }  # fmt: skip
     runs: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
     for _ in range(options.repeat):
-        shutil.rmtree(scratch / "out-mergekit", ignore_errors=True)
+        for folder in scratch.glob("out-*"):
+            shutil.rmtree(folder)
         (scratch / "copy").unlink(missing_ok=True)
-        for name, command in commands.items():
+        for name, (command, reads) in commands.items():
+            settle(scratch, reads)
             runs[name].append(timed(command))
             print(name, *(f"{value:.2f}" for value in runs[name][-1]), flush=True)
     seconds = {name: statistics.median(s for s, _ in found) for name, found in runs.items()}
@@ -97,6 +102,21 @@ def apart(work: Callable[..., None], *arguments: Any) -> None:
     process.join()
     if process.exitcode:
         sys.exit(f"{work.__name__} failed")
+
+
+def settle(scratch: Path, reads: list[str]) -> None:
+    """The same start for every command, whatever ran before it.
+
+    What others wrote is flushed now, and the page cache holds what the command will read and
+    nothing else of ours. On a virtual machine, memory that was not in use lately has to come from
+    the host first, so some is used.
+    """
+    os.sync()
+    for file in scratch.rglob("*.safetensors"):
+        with file.open("rb") as handle:
+            os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    subprocess.run([sys.executable, "-c", f"b'x' * {4 * 2**30}"], check=True)
+    subprocess.run(["cat", *reads], stdout=subprocess.DEVNULL, check=True)
 
 
 def timed(command: list[str]) -> tuple[float, float]:

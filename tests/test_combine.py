@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from alignvec import AlignmentVector, AlignvecError
 from alignvec.vector import delta as delta_module
-from alignvec.vector import stream
 from alignvec.vector.combine import WAYS, Combine, dropped, trimmed
 from alignvec.vector.compress import compress
 from alignvec.vector.delta import Dense, LowRank, parts
@@ -135,7 +134,6 @@ def test_a_fold_that_is_taken_up_again_gives_the_same_file(
         if done > total / 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(stream, "_NOTE_EVERY", 0.0)
     with pytest.raises(KeyboardInterrupt):
         fold(tiny(), turned, tmp_path / "again", on_progress=interrupt, combine=combine)
     assert len(list(tmp_path.glob(".again.*.partial"))) == 1

@@ -142,11 +142,9 @@ import resource, sys, torch
 from pathlib import Path
 from safetensors.torch import save_file
 from alignvec import AlignmentVector
-from alignvec.vector import stream
 folder = Path(sys.argv[1])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 vector = AlignmentVector.extract(folder / "base", folder / "aligned")
-stream._NOTE_EVERY = 0
 vector.save_pretrained(folder / "av", overwrite=True)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """

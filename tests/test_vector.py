@@ -18,7 +18,7 @@ from alignvec import AlignmentVector, AlignvecError, KnobModel
 from alignvec.models import load_checkpoint
 from alignvec.vector.alignment_vector import BaseId
 from alignvec.vector.delta import Dense, LowRank
-from alignvec.vector.weights import CheckpointWeights, fingerprint, open_weights
+from alignvec.vector.weights import CheckpointWeights, open_weights
 from conftest import ARCHITECTURES
 
 BASE = BaseId("a base", "f00d")
@@ -206,9 +206,9 @@ def test_bfloat16_vectors_are_half_the_size(tiny, nudged, tmp_path):
 
 def test_fingerprint_knows_its_base_in_any_dtype_and_no_other(tiny, nudged, tmp_path):
     base = tiny()
-    on_disk = fingerprint(open_weights(base))
-    assert fingerprint(open_weights(load_checkpoint(base, torch.bfloat16))) == on_disk
-    assert fingerprint(open_weights(nudged())) != on_disk
+    on_disk = open_weights(base).fingerprint
+    assert open_weights(load_checkpoint(base, torch.bfloat16)).fingerprint == on_disk
+    assert open_weights(nudged()).fingerprint != on_disk
     vector = AlignmentVector.extract(base, nudged())
     with pytest.raises(AlignvecError, match="belongs to another base"):
         KnobModel.from_pretrained(tiny(seed=1), {"k": vector})
@@ -225,7 +225,7 @@ def test_a_tied_head_stored_twice_is_one_tensor(tiny, tmp_path):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     assert not AlignmentVector.extract(tied, tmp_path).deltas
-    assert fingerprint(CheckpointWeights(tmp_path)) == fingerprint(CheckpointWeights(tied))
+    assert CheckpointWeights(tmp_path).fingerprint == CheckpointWeights(tied).fingerprint
 
 
 def test_vectors_of_different_bases_do_not_add():

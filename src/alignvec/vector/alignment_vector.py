@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignvec.errors import AlignvecError
 from alignvec.vector.delta import Delta, Dense, LowRank
-from alignvec.vector.weights import Weights, all_finite, fingerprint, open_weights, row_count
+from alignvec.vector.weights import Weights, all_finite, open_weights, row_count
 
 if TYPE_CHECKING:
     import torch
@@ -253,7 +253,7 @@ class AlignmentVector:
                     f"'{self.name}' changes {name} of shape {tuple(delta.shape)}; in {what} it is "
                     f"{weights.shape(name)}"
                 )
-        if fingerprints and fingerprint(weights) != self.base.fingerprint:
+        if fingerprints and weights.fingerprint != self.base.fingerprint:
             raise AlignvecError(
                 f"'{self.name}' belongs to another base ({self.base.id}), not to {what}: the "
                 "fingerprints differ; to use it there all the same pass --any-base "
@@ -266,6 +266,5 @@ def base_id(source: str | Path | PreTrainedModel) -> BaseId:
     from alignvec.models import base_name
 
     name = base_name(str(source)) if isinstance(source, str | Path) else source.config._name_or_path
-    return BaseId(
-        Path(name).name if name.startswith("/") else name, fingerprint(open_weights(source))
-    )
+    short = Path(name).name if name.startswith("/") else name
+    return BaseId(short, open_weights(source).fingerprint)

@@ -18,7 +18,7 @@ from alignvec.vector.weights import Weights, all_finite, row_count
 if TYPE_CHECKING:
     import torch
 
-PART = 2**20  # values that are worked on at a time: few enough to stay in a cache
+PART = 2**19  # values that are worked on at a time: few enough to stay in a cache
 
 
 def parts(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:

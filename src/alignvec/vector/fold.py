@@ -14,7 +14,7 @@ from alignvec.models import base_name, find_base, parse_dtype
 from alignvec.vector.alignment_vector import AlignmentVector
 from alignvec.vector.combine import SUM, Combine
 from alignvec.vector.stream import Output, Progress, work_key, write_tensors
-from alignvec.vector.weights import CheckpointWeights, Weights, fingerprint
+from alignvec.vector.weights import CheckpointWeights, Weights
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +58,7 @@ def fold(
         vector.check_base(weights, base_name(str(base)), check_base)
     outputs = {name: _output(weights, name, turned, chosen, combine) for name in weights}
     key = work_key(
-        fingerprint(weights),
+        weights.fingerprint,
         str(chosen),
         [(vector.fingerprint(), by) for vector, by in turned],
         asdict(combine),

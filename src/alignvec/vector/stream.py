@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import struct
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 _JOURNAL = "written.journal"
-_NOTE_EVERY = 10.0  # seconds between two notes in the journal: what a kill can cost
 
 
 @dataclass(frozen=True)
@@ -73,16 +71,25 @@ def write_tensors(
     done = sum(output.nbytes for name, output in outputs.items() if name in written)
     total = sum(output.nbytes for output in outputs.values())
     on_progress(done, total)
-    unsaved, noted = [], time.monotonic()
-    for name in _fill(outputs, places, [name for name in outputs if name not in written]):
-        outputs[name].done()
-        done += outputs[name].nbytes
-        unsaved.append(name)
-        if time.monotonic() - noted >= _NOTE_EVERY:
-            _note(journal, unsaved, {places[name][0] for name in unsaved})
-            unsaved, noted = [], time.monotonic()
-        on_progress(done, total)
-    journal.unlink(missing_ok=True)
+
+    def note(names: list[str]) -> None:
+        _note(journal, names, {places[name][0] for name in names})
+
+    with ThreadPoolExecutor(1) as beside:  # the disk works while parts are computed
+        unsaved, saved = [], beside.submit(note, [])
+        try:
+            for name in _fill(outputs, places, [name for name in outputs if name not in written]):
+                outputs[name].done()
+                done += outputs[name].nbytes
+                unsaved.append(name)
+                if saved.done():
+                    saved.result()  # raises what went wrong
+                    unsaved, saved = [], beside.submit(note, unsaved)
+                on_progress(done, total)
+        finally:  # an interrupt loses nothing that is written
+            saved.result()
+            note(unsaved)
+    journal.unlink()
 
 
 def work_key(*what: object) -> str:
@@ -94,16 +101,16 @@ def _lay_out(
     folder: Path, outputs: Mapping[str, Output], max_shard_size: str
 ) -> dict[str, tuple[Path, int]]:
     """Make the files at their full length; returns where each tensor starts."""
-    import torch
-    from huggingface_hub import split_torch_state_dict_into_shards
+    from huggingface_hub import split_state_dict_into_shards_factory
 
     there = sum(512 * file.stat().st_blocks for file in folder.glob("model*.safetensors"))
     check_space(folder, sum(output.nbytes for output in outputs.values()) - there)
-    meta = {
-        name: torch.empty(output.shape, dtype=output.dtype, device="meta")
-        for name, output in outputs.items()
-    }
-    split = split_torch_state_dict_into_shards(meta, max_shard_size=max_shard_size)
+    split = split_state_dict_into_shards_factory(
+        dict(outputs),
+        get_storage_size=lambda output: output.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
     places: dict[str, tuple[Path, int]] = {}
     for file, names in (split.filename_to_tensors or {"model.safetensors": []}).items():
         starts = _write_header(folder / file, {name: outputs[name] for name in names})

@@ -8,6 +8,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,24 @@ class Weights(Mapping[str, "torch.Tensor"]):
     @abstractmethod
     def sample(self, name: str, count: int) -> torch.Tensor:
         """About `count` values evenly spaced over a tensor, flat."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A short hash that tells one base from another, whatever floating dtype it is held in.
+
+        Names, shapes and 64 evenly spaced values a tensor, rounded to bfloat16: a float32 base and
+        its bfloat16 copy agree, another model or a further fine-tuned one does not. It reads a few
+        bytes of each tensor, so it is as quick for 70B parameters as for 70M. It guards against
+        mistakes, not against forgery.
+        """
+        import torch
+
+        digest = hashlib.sha256()
+        for name in sorted(self):
+            digest.update(f"{name}{self.shape(name)}".encode())
+            sample = self.sample(name, _SAMPLES).to(torch.bfloat16)
+            digest.update(sample.view(torch.int16).cpu().numpy().tobytes())
+        return digest.hexdigest()[:32]
 
 
 def row_count(shape: tuple[int, ...]) -> int:
@@ -172,16 +191,13 @@ def dtype_names() -> dict[str, torch.dtype]:
 
 
 def all_finite(tensor: torch.Tensor) -> bool:
-    """Whether no value is NaN or infinite, without a mask of the tensor's size.
-
-    A sum of finite values may overflow, so one that is not finite is only a suspicion.
-    """
-    import torch
-
+    """Whether no value is NaN or infinite, without a mask of the tensor's size."""
+    if not tensor.numel():
+        return True
     if tensor.dtype.itemsize == 1:
-        tensor = tensor.float()  # 8-bit floats know no sum
-    wide = torch.float32 if tensor.dtype.itemsize < 8 else tensor.dtype
-    return bool(tensor.sum(dtype=wide).isfinite()) or bool(tensor.isfinite().all())
+        tensor = tensor.float()  # 8-bit floats know no order
+    least, greatest = tensor.aminmax()  # both are NaN if any value is
+    return bool(least.isfinite() & greatest.isfinite())
 
 
 def _read_header(file: Path) -> dict[str, _Place]:
@@ -248,21 +264,3 @@ def open_weights(source: str | Path | PreTrainedModel) -> Weights:
     if isinstance(source, str | Path):
         return CheckpointWeights(find_base(str(source)))
     return LiveWeights(source)
-
-
-def fingerprint(weights: Weights) -> str:
-    """A short hash that tells one base from another, whatever floating dtype it is held in.
-
-    Names, shapes and 64 evenly spaced values a tensor, rounded to bfloat16: a float32 base and its
-    bfloat16 copy agree, another model or a further fine-tuned one does not. It reads a few bytes
-    of each tensor, so it is as quick for 70B parameters as for 70M. It guards against mistakes,
-    not against forgery.
-    """
-    import torch
-
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        digest.update(f"{name}{weights.shape(name)}".encode())
-        sample = weights.sample(name, _SAMPLES).to(torch.bfloat16)
-        digest.update(sample.view(torch.int16).cpu().numpy().tobytes())
-    return digest.hexdigest()[:32]
