@@ -8,16 +8,18 @@ from hypothesis import strategies as st
 from alignvec import AlignmentVector, AlignvecError, KnobModel
 from alignvec.knobs import parse_setting
 from alignvec.knobs.setting import check_setting, parse_sweep
+from alignvec.vector.alignment_vector import BaseId
 
 names = st.text(st.characters(categories=["L", "N"], include_characters="-_."), min_size=1)
 finite = st.floats(allow_nan=False, allow_infinity=False)
+UNMEASURED = AlignmentVector({}, BaseId("base", ""), "av")
 
 
 @given(st.dictionaries(names, finite, min_size=1))
 def test_a_written_setting_parses_back(setting):
     text = ",".join(f"{knob}={strength!r}" for knob, strength in setting.items())
     assert parse_setting(text) == setting
-    assert check_setting(setting, setting) == setting
+    assert check_setting(setting, dict.fromkeys(setting, UNMEASURED)) == setting
 
 
 @pytest.mark.parametrize(
@@ -29,7 +31,7 @@ def test_a_written_setting_parses_back(setting):
         ("medical", "write KNOB=STRENGTH"),
         ("medical=", "write KNOB=STRENGTH"),
         ("", "write KNOB=STRENGTH"),
-        ("medical=very", "'very' is not a number"),
+        ("medical=very", "knob 'medical' has no units yet"),
         ("medical=1,medical=2", "set twice"),
         ("medcial=1", "unknown knob 'medcial'; did you mean 'medical'?"),
         ("x=1", "unknown knob 'x'; known: legal, medical"),
@@ -37,7 +39,7 @@ def test_a_written_setting_parses_back(setting):
 )
 def test_a_bad_setting_is_refused_by_name(text, message):
     with pytest.raises(AlignvecError) as caught:
-        check_setting(parse_setting(text), ["medical", "legal"])
+        check_setting(parse_setting(text), {"medical": UNMEASURED, "legal": UNMEASURED})
     assert message in str(caught.value)
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from alignvec.data import Record
     from alignvec.knobs import KnobModel
+    from alignvec.search import Search
     from alignvec.vector import AlignmentVector
 
 app = typer.Typer(
@@ -393,17 +394,24 @@ def generate(
             help="Strengths that change as the answer grows; straight lines between the tokens.",
         ),
     ] = None,
+    router: Annotated[
+        Path | None,
+        typer.Option(help="From `alignvec route`: only the knobs of the question's domain act."),
+    ] = None,
     any_base: AnyBase = False,
     dtype: Dtype = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer a question under one setting, or several side by side."""
+    from alignvec.knobs.route import Router
     from alignvec.knobs.schedule import parse_schedule
 
     points = parse_schedule(schedule) if schedule else None
     model, settings = _knob_model(base, vector, setting, any_base, dtype, device, mode)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "schedule": points}
+    if router:
+        options["router"] = Router.load(router)
     if temperature:
         import torch
 
@@ -501,6 +509,210 @@ def evaluate(
         return
     _print_table(table)
     typer.echo("written: " + ", ".join(str(path) for path in written))
+
+
+@app.command(
+    epilog="Example: alignvec search embedded --vector medical=medical-av --vector legal=legal-av "
+    "--target medical=expert,legal=avoidance -o setting.json\n\n"
+    "Example: ... --router router -o behaviours.json (all behaviours, each knob on its own domain)"
+)
+def search(
+    base: BaseArgument,
+    out: Out,
+    vector: Vectors = [],  # noqa: B006
+    data: Data = "builtin",
+    target: Annotated[
+        list[str],
+        typer.Option(
+            metavar="DOMAIN=LEVEL,...",
+            help="The behaviour that is wanted; repeat for several. Default: every domain that "
+            "has a knob at every level.",
+        ),
+    ] = [],  # noqa: B006
+    levels: Annotated[
+        str, typer.Option(help="The levels of the data, from low to high.")
+    ] = "avoidance,generic,expert",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="surface (a smooth model of the scores, fitted once), grid (the paper's) or "
+            "optuna (asked anew for each target)."
+        ),
+    ] = "surface",
+    passes: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Model evaluations it may take. Default: 24 (surface), 729 (grid), 24 a target "
+            "(optuna).",
+        ),
+    ] = None,
+    limits: Annotated[
+        list[str],
+        typer.Option("--limits", metavar="KNOB=LOW:HIGH", help="Default: -2:2; repeat."),
+    ] = [],  # noqa: B006
+    router: Annotated[
+        Path | None,
+        typer.Option(help="From `alignvec route`: each knob acts on its own domain's queries."),
+    ] = None,
+    queries: Annotated[
+        int | None, typer.Option(min=1, help="At most so many queries a domain to search on.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the points that are visited.")] = 0,
+    any_base: AnyBase = False,
+    dtype: Dtype = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """From a wanted behaviour to a setting, with the rates that it reaches.
+
+    Searches on builtin data's validation part (of a file: all but its test part) and verifies on
+    the test part. Writes the settings, and of several targets a figure (PNG, SVG).
+    """
+    from alignvec import search as find
+    from alignvec.data.pairs import parse_order
+    from alignvec.files import write_json
+    from alignvec.knobs.route import Router, domain_of
+    from alignvec.knobs.setting import parse_limits
+    from alignvec.search.search import split_for_search
+
+    order = parse_order(levels)
+    box = dict(parse_limits(text) for text in limits)
+    loaded, _ = _vectors_and_settings(vector, [])
+    if not loaded:
+        raise AlignvecError("search takes one or more --vector")
+    records = _records(data, order, None, "all", "all")
+    domains = sorted({record.domain for record in records})
+    targets = [find.parse_target(text, domains, order) for text in target]
+    if not targets:
+        turned = [domain_of(knob, vector) for knob, vector in loaded.items()]
+        targets = list(find.behaviours([d for d in domains if d in turned], order))
+    wanted = {domain for one in targets for domain in one}
+    searched, held_out = split_for_search(records, data, wanted, queries)
+    model, _ = _knob_model(base, vector, [], any_base, dtype, device)
+    read = Router.load(router) if router else None
+    with progress("searching", "pass") as advance, progress("verifying", "target") as verified:
+        result = find.search(
+            model, targets, searched, held_out, order, method, passes, box, read, seed,
+            advance, verified,
+        )  # fmt: skip
+    write_json(out, result.to_json())
+    if len(targets) > 1:
+        from alignvec.report.figures import draw_behaviours
+
+        draw_behaviours(result, out.with_suffix(""))
+    if as_json:
+        _print_json(result.to_json())
+        return
+    _print_table(_behaviours_table(result))
+    for found in result.found:
+        if len(targets) == 1 or not found.reached:
+            typer.echo(str(found))
+    typer.echo(f"{result.summary}; written: {out}")
+
+
+@app.command(
+    epilog="Example: alignvec calibrate embedded --vector medical=medical-av --domain medical\n\n"
+    "Then: alignvec generate embedded --vector medical=medical-av --set medical=80% '...'"
+)
+def calibrate(
+    base: BaseArgument,
+    vector: Annotated[
+        str, typer.Option(metavar="KNOB=FOLDER", help="The vector; its metadata is written to.")
+    ],
+    data: Data = "builtin",
+    domain: Domain = None,
+    split: Split = None,
+    levels: Annotated[
+        str, typer.Option(help="The levels of the data, from low to high.")
+    ] = "avoidance,generic,expert",
+    limits: Annotated[
+        str, typer.Option(metavar="LOW:HIGH", help="The strengths to measure between.")
+    ] = "-3:3",
+    steps: Annotated[int, typer.Option(min=3, help="Strengths to measure.")] = 13,
+    most_kl: Annotated[
+        float, typer.Option(help="Safe: so many nats a token from the base on neutral text.")
+    ] = 0.5,
+    most_perplexity: Annotated[
+        float, typer.Option(help="Safe: so many times the base's perplexity there.")
+    ] = 1.5,
+    dtype: Dtype = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a knob once, so that a level, 80% or 7/10 can stand for its strength anywhere.
+
+    Builtin data gives its validation part; a file, all of it.
+    """
+    from alignvec.data.pairs import parse_order
+    from alignvec.knobs.setting import parse_limits
+    from alignvec.search.calibrate import calibrate as measure
+    from alignvec.vector.store import write_calibration
+
+    order = parse_order(levels)
+    knob, _, folder = vector.partition("=")
+    _, (low, high) = parse_limits(f"{knob}={limits}")
+    records = _records(data, order, domain, split, "validation")
+    model, _ = _knob_model(base, [vector], [], False, dtype, device)
+    with progress("calibrating", "pass") as advance:
+        found = measure(
+            model, knob, records, order, (low, high), steps, most_kl, most_perplexity, advance
+        )
+    write_calibration(Path(folder), found.model_dump())
+    if as_json:
+        _print_json(found.model_dump())
+        return
+    at = ", ".join(f"{level} at {strength:g}" for level, strength in found.levels.items())
+    typer.echo(
+        f"{knob}: {at}; {order[-1]} from {found.top[0]:.0%} to {found.top[-1]:.0%}; safe from "
+        f"{found.safe[0]:g} to {found.safe[1]:g} ({found.queries} queries); written: {folder}"
+    )
+
+
+@app.command(epilog="Example: alignvec route embedded --data builtin -o router")
+def route(
+    base: BaseArgument,
+    out: Out,
+    data: Data = "builtin",
+    sure: Annotated[
+        float, typer.Option(min=0, max=1, help="Below this probability a query has no domain.")
+    ] = 0.5,
+    overwrite: Overwrite = False,
+    dtype: Dtype = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """A classifier from a query to its domain, so that a knob acts on its own domain alone.
+
+    Linear, on the base's own hidden states; trained on all but the data's test part, which gives
+    the accuracy that is reported.
+    """
+    from alignvec.data import split_of
+    from alignvec.files import check_free
+    from alignvec.knobs import KnobModel
+    from alignvec.knobs.route import Router
+
+    check_free(out, overwrite)
+    records = _records(data, [], None, "all", "all")
+    model = KnobModel.from_pretrained(base, {}, dtype, device)
+    train, test = (
+        [record for record in records if (split_of(record.id) == "test") == held_out]
+        for held_out in (False, True)
+    )
+    queries, domains = [r.query for r in train], [r.domain for r in train]
+    router = Router.fit(model, queries, domains, sure)
+    found = router.domain(model, [record.query for record in test])
+    right = sum(record.domain == domain for record, domain in zip(test, found, strict=True))
+    router.save(out, overwrite)
+    result = {"domains": router.domains, "train": len(train), "test": len(test), "right": right,
+              "unsure": found.count(None)}  # fmt: skip
+    if as_json:
+        _print_json(result)
+        return
+    typer.echo(
+        f"router: {out} ({', '.join(router.domains)}); {right} of {len(test)} unseen queries "
+        f"right, {found.count(None)} left without a domain"
+    )
 
 
 @app.command(epilog="Example: alignvec demo --out alignvec-demo")
@@ -641,6 +853,28 @@ def _rates_table(levels: list[str], lines: list[tuple[str, Any]]) -> Table:
             for level, cell in zip(levels, cells, strict=True)
         ]
         table.add_row(setting, *styled)
+    return table
+
+
+def _behaviours_table(result: Search) -> Table:
+    """A line a target: its setting, and of each domain the rate of the wanted level."""
+    from rich.table import Table
+
+    domains = sorted({domain for found in result.found for domain in found.target})
+    table = Table(title=f"rates of the wanted level on unseen queries ({result.method})")
+    for column in ("setting", *domains, "reached"):
+        table.add_column(column, overflow="fold")
+    for found in result.found:
+        cells = []
+        for domain in domains:
+            level = found.target.get(domain)
+            if level is None:
+                cells.append("-")
+                continue
+            low, high = found.rates[domain].interval[level]
+            cells.append(f"{level} {found.rates[domain].rate[level]:.2f} ({low:.2f}-{high:.2f})")
+        reached = "firmly" if found.firmly else "yes" if found.reached else "no"
+        table.add_row(_written(found.setting), *cells, reached)
     return table
 
 

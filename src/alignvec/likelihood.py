@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -173,6 +174,7 @@ def response_scores(
     rows: Sequence[Row],
     tokens_per_batch: int = 3072,
     on_progress: Callable[[int], None] = lambda done: None,
+    within: Callable[[list[int]], AbstractContextManager[None]] | None = None,
 ) -> list[list[float]]:
     """s(l) = (1/|r_l|) sum_t log p(r_l,t | q, r_l,<t) for every response of every row.
 
@@ -181,6 +183,7 @@ def response_scores(
     Args:
         tokens_per_batch: at most so many tokens a forward pass (at least one row).
         on_progress: called with the number of rows just finished.
+        within: a context for the forward pass of a batch, given the indices of its rows.
 
     Returns:
         Natural-log likelihoods per token, `[row][response]`, in the order given.
@@ -193,7 +196,8 @@ def response_scores(
     with torch.inference_mode():
         for batch in _batches(rows, tokens_per_batch):
             chosen = [rows[index] for index in batch]
-            found = logprobs(model, chosen if shared else _one_response_a_row(chosen))
+            with within(batch) if within else nullcontext():
+                found = logprobs(model, chosen if shared else _one_response_a_row(chosen))
             means = iter([values.mean().item() for row in found for values in row])
             for index in batch:
                 results[index] = [next(means) for _ in rows[index].responses]

@@ -15,6 +15,8 @@ from alignvec.likelihood import Row, response_scores
 from alignvec.models import prompt_tokens
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -66,12 +68,24 @@ def preference_rates(
     """
     import numpy as np
 
-    scores = np.array(response_scores(model, rows, on_progress=on_progress))
+    return rates_of(np.array(response_scores(model, rows, on_progress=on_progress)), levels, seed)
+
+
+def rates_of(scores: NDArray[np.float64], levels: Sequence[str], seed: int = 0) -> Rates:
+    """Count which level wins.
+
+    Args:
+        scores: [Q, L], s(l) of each query.
+        levels: L names.
+        seed: of the bootstrap.
+    """
+    import numpy as np
+
     wins = scores.argmax(axis=1)[:, None] == np.arange(len(levels))
     sample = np.random.default_rng(seed).integers(len(wins), size=(2000, len(wins)))
     low, high = np.quantile(wins[sample].mean(axis=1), (0.025, 0.975), axis=0)
     return Rates(
-        queries=len(rows),
+        queries=len(scores),
         rate={level: float(wins[:, i].mean()) for i, level in enumerate(levels)},
         interval={level: (float(low[i]), float(high[i])) for i, level in enumerate(levels)},
         score={level: float(scores[:, i].mean()) for i, level in enumerate(levels)},

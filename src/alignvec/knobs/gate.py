@@ -25,7 +25,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from alignvec.errors import AlignvecError
-from alignvec.knobs.setting import check_setting
+from alignvec.knobs.setting import Wanted, check_setting
 from alignvec.vector.delta import LowRank
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Gate:
         finally:
             self.set(before)
 
-    def tensor(self, settings: Sequence[Mapping[str, float]]) -> torch.Tensor | None:
+    def tensor(self, settings: Sequence[Wanted]) -> torch.Tensor | None:
         """[R, K] float32 of one setting a row; None if all are zero.
 
         Raises:

@@ -14,12 +14,14 @@ from alignvec.errors import AlignvecError
 from alignvec.knobs.fold import Fold
 from alignvec.knobs.gate import Gate
 from alignvec.knobs.schedule import Schedule, check_schedule, turn_along
-from alignvec.knobs.setting import Setting, check_setting
+from alignvec.knobs.setting import Setting, Wanted, check_setting
 from alignvec.vector import AlignmentVector
 from alignvec.vector.weights import open_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from alignvec.knobs.route import Router
 
 logger = logging.getLogger(__name__)
 
@@ -124,8 +126,11 @@ class KnobModel:
         """Knob -> its strength now."""
         return dict(self._setting)
 
-    def set(self, setting: Mapping[str, float] | None = None, /, **strengths: float) -> KnobModel:
+    def set(self, setting: Wanted | None = None, /, **strengths: float | str) -> KnobModel:
         """Turn the knobs for everything that follows; a knob that is not named goes to 0.
+
+        A strength is a number, or of a calibrated knob a level (`"expert"`), a share of its
+        highest level (`"80%"`), or a position between its ends (`"7/10"`).
 
         Raises:
             AlignvecError: an unknown knob, or a strength that is not finite; nothing is turned.
@@ -140,7 +145,7 @@ class KnobModel:
         return self
 
     @contextmanager
-    def at(self, setting: Mapping[str, float]) -> Iterator[None]:
+    def at(self, setting: Wanted) -> Iterator[None]:
         """`with model.at({"medical": 1}):` turns the knobs and afterwards turns them back."""
         with self._turn:
             before = self.setting
@@ -161,9 +166,10 @@ class KnobModel:
     def generate(
         self,
         messages: Messages | Sequence[Messages],
-        knobs: Sequence[Mapping[str, float]] | None = None,
+        knobs: Sequence[Wanted] | None = None,
         max_new_tokens: int = 128,
         schedule: Schedule | None = None,
+        router: Router | None = None,
         **options: Any,
     ) -> list[str]:
         """Answer one conversation or a batch of them.
@@ -174,6 +180,8 @@ class KnobModel:
             knobs: a setting for each conversation. None answers all under the setting of `set`.
             schedule: new token -> factor on all strengths, straight lines between (not in mode
                 `fold`).
+            router: reads the domain of each conversation from its last question, and only the
+                knobs of that domain act on it.
             options: passed on to transformers' `generate`; greedy unless `do_sample=True`.
 
         Returns:
@@ -189,6 +197,12 @@ class KnobModel:
             check_setting(setting, self.vectors)
             for setting in ([self.setting] * len(chats) if knobs is None else knobs)
         ]
+        if router is not None:
+            applied = router.applied(self, [_last_question(chat) for chat in chats])
+            settings = [
+                {knob: s * bool(on) for (knob, s), on in zip(setting.items(), row, strict=True)}
+                for setting, row in zip(settings, applied, strict=True)
+            ]
         shared = all(setting == settings[0] for setting in settings)
         if schedule is not None:
             schedule = check_schedule(schedule)
@@ -280,3 +294,7 @@ def _conversations(messages: Any) -> list[list[dict[str, str]]]:
         else [dict(message) for message in chat]
         for chat in messages
     ]
+
+
+def _last_question(chat: list[dict[str, str]]) -> str:
+    return next((turn["content"] for turn in reversed(chat) if turn["role"] == "user"), "")

@@ -26,10 +26,14 @@ def parse_schedule(text: str) -> dict[int, float]:
     Raises:
         AlignvecError: it is not of that form.
     """
-    points = parse_setting(text)
-    if not all(token.isdecimal() for token in points):
-        raise AlignvecError(f"'{text}' is no schedule; write TOKEN=FACTOR,..., as in 0=1,32=0.2")
-    return check_schedule({int(token): factor for token, factor in points.items()})
+    points = {}
+    for token, factor in parse_setting(text).items():
+        if not token.isdecimal() or isinstance(factor, str):
+            raise AlignvecError(
+                f"'{text}' is no schedule; write TOKEN=FACTOR,..., as in 0=1,32=0.2"
+            )
+        points[int(token)] = factor
+    return check_schedule(points)
 
 
 def check_schedule(schedule: Schedule) -> dict[int, float]:

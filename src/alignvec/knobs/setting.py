@@ -1,23 +1,35 @@
-"""Settings: knob -> strength. Parsed and checked here and nowhere else."""
+"""Settings: knob -> strength. Parsed and checked here and nowhere else.
+
+A strength is a number, or what people call it: `expert`, `80%`, `7/10` (calibration.py).
+"""
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
 
 from alignvec.errors import AlignvecError
+from alignvec.knobs.calibration import Calibration
+
+if TYPE_CHECKING:
+    from alignvec.vector import AlignmentVector
+
+logger = logging.getLogger(__name__)
 
 Setting = dict[str, float]
+Wanted = Mapping[str, float | str]  # a setting, perhaps in human units
 
 
-def parse_setting(text: str) -> Setting:
-    """`medical=0.7,legal=-0.3` as a mapping. Which knobs exist is for `check_setting`.
+def parse_setting(text: str) -> dict[str, float | str]:
+    """`medical=0.7,legal=expert` as a mapping. What it means is for `check_setting`.
 
     Raises:
         AlignvecError: it is not of that form, or names a knob twice.
     """
-    setting: Setting = {}
+    setting: dict[str, float | str] = {}
     for part in text.split(","):
         knob, equals, strength = (piece.strip() for piece in part.partition("="))
         if not (knob and equals and strength):
@@ -29,26 +41,40 @@ def parse_setting(text: str) -> Setting:
         try:
             setting[knob] = float(strength)
         except ValueError:
-            raise AlignvecError(f"knob '{knob}': '{strength}' is not a number") from None
-        _check_finite(knob, setting[knob])
+            setting[knob] = strength
     return setting
 
 
-def check_setting(setting: Mapping[str, float], knobs: Collection[str]) -> Setting:
-    """The same setting with a strength for every knob, 0 where none is given.
+def check_setting(setting: Wanted, vectors: Mapping[str, AlignmentVector]) -> Setting:
+    """The same setting in numbers, with a strength for every knob, 0 where none is given.
+
+    Warns of a strength beyond the safe range of a calibrated knob.
 
     Raises:
-        AlignvecError: an unknown knob, or a strength that is not a finite number.
+        AlignvecError: an unknown knob, or a strength that is no finite number and, by the
+            knob's calibration, nothing else either.
     """
+    checked = dict.fromkeys(vectors, 0.0)
     for knob, strength in setting.items():
-        if knob not in knobs:
-            close = get_close_matches(str(knob), knobs, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(knobs))}"
+        if knob not in vectors:
+            close = get_close_matches(str(knob), vectors, n=1)
+            known = ", ".join(sorted(vectors))
+            hint = f"did you mean '{close[0]}'?" if close else f"known: {known}"
             raise AlignvecError(f"unknown knob '{knob}'; {hint}")
+        stored = vectors[knob].calibration
+        if isinstance(strength, str):
+            strength = Calibration.read(knob, stored).strength(knob, strength)
         if isinstance(strength, bool) or not isinstance(strength, int | float):
             raise AlignvecError(f"knob '{knob}': {strength!r} is not a number")
         _check_finite(knob, strength)
-    return {knob: float(setting.get(knob, 0.0)) for knob in knobs}
+        checked[knob] = float(strength)
+        if stored is not None and strength:
+            low, high = Calibration.read(knob, stored).safe
+            if not low <= strength <= high:
+                logger.warning(
+                    "knob '%s': %g is beyond its safe range, %g to %g", knob, strength, low, high
+                )
+    return checked
 
 
 def parse_sweep(text: str) -> tuple[str, list[float]]:
@@ -76,6 +102,22 @@ def parse_sweep(text: str) -> tuple[str, list[float]]:
         raise AlignvecError(f"'{text}' has {count} points; at most 1000")
     # + 0.0 turns a negative zero into zero.
     return knob, [round(start + index * step, 10) + 0.0 for index in range(count)]
+
+
+def parse_limits(text: str) -> tuple[str, tuple[float, float]]:
+    """`medical=-1:2` as the knob and its lowest and highest strength.
+
+    Raises:
+        AlignvecError: it is not of that form, or nothing lies between the two.
+    """
+    knob, equals, span = (piece.strip() for piece in text.partition("="))
+    try:
+        low, high = (float(number) for number in span.split(":"))
+    except ValueError:
+        low = high = math.nan
+    if not (knob and equals) or not math.isfinite(low) or not math.isfinite(high) or low >= high:
+        raise AlignvecError(f"'{text}' are no limits; write KNOB=LOW:HIGH, as in medical=-1:2")
+    return knob, (low, high)
 
 
 def _check_finite(knob: str, strength: float) -> None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from alignvec.evaluate import Sweep
+    from alignvec.search import Search
 
 # Okabe and Ito's palette; a level beyond these takes the next.
 _COLOURS = {"avoidance": "#D55E00", "generic": "#767676", "expert": "#0072B2"}
@@ -133,3 +134,41 @@ def draw_norms(found: Mapping[str, Any], path: Path) -> None:
 
 def _layer_order(layer: str) -> int:
     return int(layer) if layer.isdigit() else -1
+
+
+def draw_behaviours(search: Search, path: Path) -> None:
+    """A column a target, a row a domain: the wanted level's letter, its rate as the shade.
+
+    A frame marks a domain whose wanted level does not have the highest rate.
+    """
+    from matplotlib.patches import Rectangle
+
+    domains = sorted({domain for found in search.found for domain in found.target})
+    with figure(path, 1.8 + 0.38 * len(search.found), 1.3 + 0.5 * len(domains)) as axes:
+        for x, found in enumerate(search.found):
+            for y, domain in enumerate(domains):
+                if domain not in found.target:
+                    continue
+                level, rates = found.target[domain], found.rates[domain].rate
+                rate = rates[level]
+                missed = rate < max(rates.values())
+                colour = _COLOURS.get(level, _OTHERS[0])
+                axes.add_patch(
+                    Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, facecolor=colour, alpha=rate)
+                )
+                if missed:
+                    axes.add_patch(
+                        Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, fill=False, linewidth=1.6)
+                    )
+                axes.text(
+                    x, y, f"{level[0].upper()}\n{rate:.2f}".replace("0.", "."), ha="center",
+                    va="center", fontsize=8, color="white" if rate > 0.6 else "black",
+                )  # fmt: skip
+        axes.set_xlim(-0.5, len(search.found) - 0.5)
+        axes.set_ylim(len(domains) - 0.5, -0.5)
+        axes.set_yticks(range(len(domains)), domains)
+        axes.set_xticks([])
+        axes.grid(False)
+        reached = sum(found.reached for found in search.found)
+        axes.set_title(f"{reached} of {len(search.found)} behaviours reached", fontsize=11)
+        axes.set_xlabel("a column a behaviour: wanted level and its rate; framed where not reached")

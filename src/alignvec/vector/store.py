@@ -248,6 +248,17 @@ def load(source: str | Path) -> AlignmentVector:
     )
 
 
+def write_calibration(folder: Path, calibration: dict[str, Any]) -> None:
+    """Put a calibration into the metadata of a vector on disk; nothing else of it changes.
+
+    Raises:
+        AlignvecError: there is no vector in the folder.
+    """
+    content = read_object(folder / METADATA)
+    checked(_Metadata, content, folder / METADATA)
+    write_json(folder / METADATA, {**content, "calibration": calibration})
+
+
 def _open_dense(folder: Path, metadata: _Metadata) -> dict[str, Delta]:
     """The dense deltas, to be read when they are used."""
     import torch

@@ -1,0 +1,199 @@
+"""From wanted behaviours to settings, each verified on queries that the search did not see."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from alignvec.data import BUILTIN, Record, split_of
+from alignvec.errors import AlignvecError
+from alignvec.evaluate.rates import Rates, rates_of
+from alignvec.knobs import KnobModel
+from alignvec.search.methods import METHODS
+from alignvec.search.scorer import Scorer
+from alignvec.search.target import Target, written
+
+if TYPE_CHECKING:
+    from alignvec.knobs.route import Router
+    from alignvec.knobs.setting import Setting
+
+FIRM = 0.6  # the stricter count asks for this rate
+
+
+@dataclass(frozen=True)
+class Found:
+    """A setting for a target, and what it does on held-out queries.
+
+    Attributes:
+        rates: domain -> preference rates there.
+    """
+
+    target: Target
+    setting: Setting
+    rates: dict[str, Rates]
+
+    @property
+    def reached(self) -> bool:
+        """Whether in every domain of the target the wanted level has the highest rate."""
+        return all(
+            rate[level] > max(other for name, other in rate.items() if name != level)
+            for level, rate in self._wanted()
+        )
+
+    @property
+    def firmly(self) -> bool:
+        """Whether it is reached with a rate of at least 0.6 in every domain."""
+        return self.reached and all(rate[level] >= FIRM for level, rate in self._wanted())
+
+    @property
+    def least(self) -> tuple[str, float]:
+        """The domain whose wanted level has the lowest rate, and that rate."""
+        rate = {domain: self.rates[domain].rate[level] for domain, level in self.target.items()}
+        return min(rate.items(), key=lambda item: item[1])
+
+    def _wanted(self) -> list[tuple[str, dict[str, float]]]:
+        return [(level, self.rates[domain].rate) for domain, level in self.target.items()]
+
+    def __str__(self) -> str:
+        at = ",".join(f"{knob}={strength:.2f}" for knob, strength in self.setting.items())
+        if self.reached:
+            return f"{written(self.target)}: {at}"
+        domain, rate = self.least
+        return (
+            f"{written(self.target)} is not reachable; nearest is {at} "
+            f"({domain}: {self.target[domain]} at {rate:.2f})"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "reached": self.reached, "firmly": self.firmly}
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search found, and its cost.
+
+    Attributes:
+        passes: over the search queries, the cost in model evaluations; without verification.
+        seconds: of the search, and of verification.
+    """
+
+    method: str
+    routed: bool
+    queries: int
+    passes: int
+    seconds: dict[str, float]
+    found: list[Found]
+
+    @property
+    def summary(self) -> str:
+        """Its outcome and its cost in one line."""
+        reached, firmly = (
+            sum(getattr(f, how) for f in self.found) for how in ("reached", "firmly")
+        )
+        return (
+            f"{reached} of {len(self.found)} reached, {firmly} with rates of at least {FIRM}; "
+            f"{self.passes} passes over {self.queries} queries, {self.seconds['search']:.0f} s"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "found": [found.to_json() for found in self.found]}
+
+
+def search(
+    model: KnobModel,
+    targets: Sequence[Target],
+    records: Sequence[Record],
+    held_out: Sequence[Record],
+    levels: Sequence[str],
+    method: str = "surface",
+    passes: int | None = None,
+    limits: Mapping[str, tuple[float, float]] | None = None,
+    router: Router | None = None,
+    seed: int = 0,
+    on_pass: Callable[[int, int], None] = lambda done, total: None,
+    on_verified: Callable[[int, int], None] = lambda done, total: None,
+) -> Search:
+    """A setting for each target.
+
+    Args:
+        records: queries to search on, of every domain that a target names.
+        held_out: other queries, for the rates that are reported.
+        method: surface, grid or optuna.
+        passes: what the search may cost: over all targets (surface, grid) or for each (optuna).
+        limits: knob -> lowest and highest strength; -2 to 2 where not given.
+        router: applies to each query only the knobs of the domain that it reads from it.
+
+    Raises:
+        AlignvecError: an unknown method or knob, empty limits, or a domain without queries.
+    """
+    if method not in METHODS:
+        raise AlignvecError(f"unknown method '{method}'; one of {', '.join(METHODS)}")
+    find, usual = METHODS[method]
+    box = _box(list(model.vectors), limits or {})
+    for domain in {domain for target in targets for domain in target}:
+        for what, some in (("search", records), ("verify", held_out)):
+            if domain not in {record.domain for record in some}:
+                raise AlignvecError(f"no queries of domain '{domain}' to {what} on")
+
+    def scorer(some: Sequence[Record]) -> Scorer:
+        return Scorer(
+            model,
+            some,
+            levels,
+            router.applied(model, [record.query for record in some]) if router else None,
+        )
+
+    searched, verified = scorer(records), scorer(held_out)
+    start = time.perf_counter()
+    settings = find(searched, targets, box, passes or usual, seed, on_pass)
+    took = time.perf_counter() - start
+    found = []
+    for index, (target, strengths) in enumerate(zip(targets, settings, strict=True), start=1):
+        scores = verified(strengths)
+        domains = np.array(verified.domains)
+        rates = {d: rates_of(scores[domains == d], levels) for d in sorted(set(domains.tolist()))}
+        setting = dict(zip(verified.knobs, (round(float(s), 4) for s in strengths), strict=True))
+        found.append(Found(dict(target), setting, rates))
+        on_verified(index, len(targets))
+    seconds = {"search": took, "verification": verified.seconds}
+    return Search(method, router is not None, len(records), searched.passes, seconds, found)
+
+
+def split_for_search(
+    records: Sequence[Record], source: str, domains: Collection[str], most: int | None = None
+) -> tuple[list[Record], list[Record]]:
+    """Records to search on, and others to verify on: the test part.
+
+    Vectors of the built-in data were trained on its train part, so its validation part is
+    searched; of other data, which nothing is known about, all but the test part.
+
+    Args:
+        most: queries a domain to search on.
+    """
+    searched: list[Record] = []
+    held_out: list[Record] = []
+    count: Counter[str] = Counter()
+    for record in records:
+        split = split_of(record.id)
+        if record.domain not in domains or (source == BUILTIN and split == "train"):
+            continue
+        if split == "test":
+            held_out.append(record)
+        elif most is None or count[record.domain] < most:
+            count[record.domain] += 1
+            searched.append(record)
+    return searched, held_out
+
+
+def _box(knobs: list[str], limits: Mapping[str, tuple[float, float]]) -> Any:
+    for knob, (low, high) in limits.items():
+        if knob not in knobs:
+            raise AlignvecError(f"unknown knob '{knob}'; known: {', '.join(sorted(knobs))}")
+        if not low < high:
+            raise AlignvecError(f"knob '{knob}': nothing lies between {low:g} and {high:g}")
+    return np.array([limits.get(knob, (-2.0, 2.0)) for knob in knobs], dtype=float)

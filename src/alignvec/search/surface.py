@@ -1,0 +1,110 @@
+"""Our search: a smooth model of the scores, fitted once, from which every target is read off.
+
+The score of a response is a smooth function of the strengths. A few passes, in which every query
+visits settings of its own (a scrambled Sobol sequence each; the gate serves them in one batch), are
+interpolated by radial basis functions query by query. From then on no setting costs a model
+evaluation: all targets are sought on the surfaces, in seconds. Because no two queries share their
+points, the errors of the surfaces do not add up in a rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from alignvec.search.scorer import Scorer
+from alignvec.search.target import Target
+
+if TYPE_CHECKING:
+    from alignvec.search.scorer import Array
+
+_CANDIDATES = 2**12
+_ZOOMS = 4
+_EFFORT = 0.02  # what the largest turn costs in attainment: of equals the smaller one is taken
+
+
+class Surface:
+    """The scores of every query over a box of strengths.
+
+    Attributes:
+        box: [K, 2], the lowest and highest strength of each knob.
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        box: Array,
+        passes: int = 24,
+        seed: int = 0,
+        on_pass: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        """Make the passes and fit.
+
+        Args:
+            passes: over all queries; the first one is at the base.
+            on_pass: called with (passes done, passes in all).
+        """
+        from scipy.stats.qmc import Sobol
+
+        self.scorer, self.box = scorer, box
+        count = len(box)
+        points = np.zeros((passes, *scorer.applied.shape))
+        for query in range(len(scorer)):
+            sobol = Sobol(count, rng=np.random.default_rng([seed, query]))
+            # A power of two is balanced; its first points are spread evenly too.
+            unit = sobol.random_base2((passes - 1).bit_length())[: passes - 1]
+            points[1:, query] = self._stretched(unit)
+        scores = []
+        for done, strengths in enumerate(points, start=1):
+            scores.append(scorer(strengths))
+            on_pass(done, passes)
+        self.fit(points, np.array(scores))
+
+    def fit(self, points: Array, scores: Array) -> None:
+        """Interpolate. points: [P, Q, K]; scores: [P, Q, L]."""
+        from scipy.interpolate import RBFInterpolator
+
+        self._of_query = [
+            RBFInterpolator(points[:, query, applied], scores[:, query], kernel="cubic")
+            for query, applied in enumerate(self.scorer.applied)
+        ]
+
+    def scores(self, strengths: Array) -> Array:
+        """[C, Q, L]: s(l) of every query at C settings, [C, K]."""
+        return np.stack(
+            [
+                surface(strengths[:, applied])
+                for surface, applied in zip(self._of_query, self.scorer.applied, strict=True)
+            ],
+            axis=1,
+        )
+
+    def best(self, targets: Sequence[Target], seed: int = 0) -> Array:
+        """[T, K]: the setting that meets each target best on the surfaces."""
+        from scipy.stats.qmc import Sobol
+
+        unit = Sobol(len(self.box), rng=seed).random(_CANDIDATES)
+        candidates = self._stretched(unit)
+        centres = candidates[self._worth(candidates, targets).argmax(0)]
+        for index, target in enumerate(targets):
+            reach = (self.box[:, 1] - self.box[:, 0]) / 4
+            for _ in range(_ZOOMS):
+                near = centres[index] + reach * (2 * unit[: _CANDIDATES // 16] - 1)
+                near = np.vstack([centres[index], np.clip(near, *self.box.T)])
+                centres[index] = near[self._worth(near, [target])[:, 0].argmax()]
+                reach /= 3
+        found: Array = centres
+        return found
+
+    def _worth(self, strengths: Array, targets: Sequence[Target]) -> Array:
+        effort = np.square(strengths / np.abs(self.box).max(1)).mean(1)
+        attained = self.scorer.attainment(self.scores(strengths), targets)
+        worth: Array = attained - _EFFORT * effort[:, None]
+        return worth
+
+    def _stretched(self, unit: Array) -> Array:
+        low, high = self.box.T
+        stretched: Array = low + (high - low) * unit
+        return stretched
