@@ -242,3 +242,15 @@ def test_unwritable_and_odd_targets(tiny, nudged, tmp_path):
     if os.geteuid():
         tmp_path.chmod(0o500)
         assert "not writable" in refused("extract", tiny(), nudged(), "-o", tmp_path / "av")
+
+
+def test_an_input_is_not_written_over(tiny, nudged, vector, tmp_path):
+    fold = ("fold", tiny(), "--vector", f"a={vector}", "--set", "a=1", "--overwrite", "-o")
+    for out in (tiny(), vector):
+        assert "is also an input" in refused(*fold, out)
+    aligned = nudged()
+    assert "is also an input" in refused("extract", tiny(), aligned, "-o", aligned, "--overwrite")
+    done = run("extract", tiny(), tiny(), "-o", tmp_path / "none")
+    assert "the two models are equal" in done.stderr
+    wrong = run("compress", vector, "--rank", 0, "-o", tmp_path / "c", code=1)
+    assert wrong.stderr.splitlines() == ["error: rank must be at least 1, not 0"]

@@ -37,6 +37,8 @@ def test_no_other_matrix_of_that_rank_is_nearer(out, size, rank, seed, transpose
     torch.testing.assert_close(error, sigma[rank:].square().sum(), atol=1e-3, rtol=2e-2)
     kept = 1 - float(error / matrix.square().sum())
     assert found.energy == pytest.approx(kept, abs=1e-3)
+    twice = factor(factor(Dense(matrix), rank + 3, None, transposed), rank, None)
+    assert twice.energy == pytest.approx(kept, abs=2e-3)  # still of the whole
     again = factor(found, 64, None)  # of a low-rank delta, nothing is lost
     torch.testing.assert_close(again.dense(), found.dense(), atol=1e-4, rtol=1e-4)
     share = factor(Dense(matrix), None, 0.8)

@@ -2,11 +2,12 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from alignvec import AlignvecError
-from alignvec.files import whole_folder, write_json
+from alignvec.files import check_free, whole_folder, write_json
 
 
 def names(folder):
@@ -33,7 +34,7 @@ def test_a_folder_is_whole_or_absent(tmp_path):
 
 KILLED = """
 import os, pathlib, signal
-from alignvec.files import whole_folder
+from alignvec.files import check_free, whole_folder
 def die(*_): os.kill(os.getpid(), signal.SIGKILL)
 with whole_folder(pathlib.Path({out!r}), overwrite=True) as partial:
     (partial / "b").write_text("new")
@@ -66,3 +67,34 @@ def test_json_is_replaced_whole_and_nan_is_refused(tmp_path):
     assert '"a": 1' in file.read_text()
     assert names(tmp_path) == ["x.json"]
     assert os.access(file, os.R_OK)
+
+
+def test_two_writers_of_one_folder_do_not_meet(tmp_path):
+    """The second is refused, whether it does the same work or other work."""
+    out = tmp_path / "out"
+    for mine, its in (("same", "same"), ("", ""), ("one", "other")):
+        with whole_folder(out, overwrite=True, resume=mine) as partial:
+            (partial / "a").write_text(mine)
+            again = whole_folder(out, overwrite=True, resume=its)
+            with pytest.raises(AlignvecError, match="another process is writing"), again:
+                pass
+        assert (out / "a").read_text() == mine
+        assert names(tmp_path) == ["out"]
+
+
+def test_a_file_that_is_replaced_by_a_folder_is_gone(tmp_path):
+    out = tmp_path / "out"
+    out.write_text("old")
+    with whole_folder(out, overwrite=True) as partial:
+        (partial / "a").write_text("new")
+    assert names(out) == ["a"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_folder_is_no_place_for_a_file_nor_the_one_we_are_in(tmp_path, monkeypatch):
+    with pytest.raises(AlignvecError, match="is a folder, not a file"):
+        write_json(tmp_path, {})
+    monkeypatch.chdir(tmp_path)
+    for here in (".", "..", tmp_path):
+        with pytest.raises(AlignvecError, match="the folder that we are in"):
+            check_free(Path(here), overwrite=True)

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -11,7 +12,7 @@ from alignvec.knobs.setting import check_setting, parse_sweep
 from alignvec.vector.alignment_vector import BaseId
 
 names = st.text(st.characters(categories=["L", "N"], include_characters="-_."), min_size=1)
-finite = st.floats(allow_nan=False, allow_infinity=False)
+finite = st.floats(allow_nan=False, allow_infinity=False, max_value=3e38, min_value=-3e38)
 UNMEASURED = AlignmentVector({}, BaseId("base", ""), "av")
 
 
@@ -93,11 +94,51 @@ def test_opposite_knobs_cancel(model):
 def test_a_refused_setting_turns_nothing(model):
     model.set(a=0.5)
     before = weights(model)
-    for bad in ({"a": math.nan}, {"c": 1.0}, {"a": "1"}, {"a": True}, {"a": 1.0, "b": math.inf}):
+    for bad in ({"a": math.nan}, {"c": 1.0}, {"a": "1"}, {"a": True}, {"a": 1.0, "b": math.inf},
+                {"a": 1e39}, {"a": 10**400}, {"a": None}):  # fmt: skip
         with pytest.raises(AlignvecError, match="knob"):
             model.set(bad)
     assert model.setting == {"a": 0.5, "b": 0.0}
     assert same(before, weights(model))
+
+
+def test_an_interrupted_turn_is_taken_back(model, monkeypatch):
+    model.set(a=0.5)
+    before = weights(model)
+    fold = type(model._fold)._folded
+    turned = []
+
+    def interrupt(self, name, setting):
+        turned.append(name)
+        if len(turned) == 5:
+            raise KeyboardInterrupt
+        return fold(self, name, setting)
+
+    monkeypatch.setattr(type(model._fold), "_folded", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model.set(a=2.0)
+    assert same(before, weights(model))
+    assert model.setting == {"a": 0.5, "b": 0.0}
+
+
+def test_what_is_no_request_is_refused(model):
+    assert model.generate([]) == []
+    for arguments, message in (
+        ({"knobs": {"a": 1.0}}, "a list with a setting"),
+        ({"knobs": [None]}, "a list with a setting"),
+        ({"schedule": [1, 2]}, "a schedule maps"),
+        ({"schedule": {0: "x"}}, "no token with a finite factor"),
+        ({"schedule": {0: 1.0}, "prompt_lookup_num_tokens": 3}, "not with assisted decoding"),
+        ({"return_dict_in_generate": True}, "answers are text"),
+    ):
+        with pytest.raises(AlignvecError, match=message):
+            model.generate("hm", **arguments)
+    with pytest.raises(AlignvecError, match="has a role and content, not rol"):
+        model.generate([{"rol": "user"}])
+    assert model.set(a=np.float32(0.5), b=torch.tensor(1)).setting == {"a": 0.5, "b": 1.0}
+    model.model.lm_head.weight.data.fill_(torch.nan)  # as a product that overflows leaves it
+    with pytest.raises(AlignvecError, match="turned too far"):
+        model.generate("hm")
 
 
 def test_rows_answer_under_their_own_setting(model):

@@ -180,12 +180,12 @@ def test_a_killed_run_goes_on_where_it_was(large):
     noted = []
     while len(noted) < 4 and process.poll() is None:
         for journal in large.glob(".av.*.partial/written.journal"):
-            noted = journal.read_text().splitlines()
+            noted = journal.read_text().splitlines()[1:]  # below a line on the layout
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (large / "av").exists()
     (partial,) = large.glob(".av.*.partial")
-    noted = (partial / "written.journal").read_text().splitlines()
+    noted = (partial / "written.journal").read_text().splitlines()[1:]
     assert 4 <= len(noted) < 24
     # Spoil the base where the journal says it is done: only a second computation would notice.
     weights = CheckpointWeights(large / "base")
@@ -198,3 +198,21 @@ def test_a_killed_run_goes_on_where_it_was(large):
     vector = AlignmentVector.from_pretrained(large / "av").in_memory()
     assert len(vector.deltas) == 24
     assert not list(large.glob(".av.*"))
+
+
+def test_what_was_written_in_another_dtype_is_not_gone_on_with(tiny, nudged, tmp_path):
+    """A base and its bfloat16 copy have one fingerprint, but not one layout."""
+    half = tmp_path / "half"
+    load_checkpoint(tiny(), torch.bfloat16).save_pretrained(half)
+    vector = AlignmentVector.extract(tiny(), nudged())
+
+    def interrupt(done, total):
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fold(tiny(), [(vector, 0.5)], tmp_path / "out", on_progress=interrupt)
+    fold(half, [(vector, 0.5)], tmp_path / "out")
+    fold(half, [(vector, 0.5)], tmp_path / "at-once")
+    out, at_once = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("out", "at-once"))
+    assert out == at_once

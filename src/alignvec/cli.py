@@ -218,6 +218,7 @@ def extract(
     from alignvec.vector.compress import compress as svd
 
     parse_dtype(dtype, on_disk=True)
+    _apart(out, base, aligned)
     check_free(out, overwrite)
     with progress("comparing", "B") as advance:
         vector = AlignmentVector.extract(base, aligned, name, allow_missing, advance)
@@ -299,6 +300,7 @@ def fold(
     from alignvec.vector.fold import fold as to_disk
 
     way = Combine(combine, density, seed)
+    _apart(out, base, *(text.partition("=")[2] for text in vector))
     check_free(out, overwrite)
     vectors, settings = _vectors_and_settings(vector, setting)
     if len(settings) != 1 or not vectors:
@@ -407,7 +409,7 @@ def generate(
     from alignvec.knobs.route import Router
     from alignvec.knobs.schedule import parse_schedule
 
-    points = parse_schedule(schedule) if schedule else None
+    points = None if schedule is None else parse_schedule(schedule)
     model, settings = _knob_model(base, vector, setting, any_base, dtype, device, mode)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "schedule": points}
     if router:
@@ -746,6 +748,12 @@ def _records(
     return list(read_records(data, levels, domain, None if split == "all" else split))
 
 
+def _apart(out: Path, *inputs: str) -> None:
+    """Refuse to write over what is read."""
+    if any(Path(source).exists() and out.exists() and out.samefile(source) for source in inputs):
+        raise AlignvecError(f"{out} is also an input; choose another name")
+
+
 def _default_order(data: str) -> str:
     from alignvec.data.records import level_names
 
@@ -812,7 +820,7 @@ def _summary(name: str, found: dict[str, Any]) -> str:
     energy = f", {found['energy']:.1%} of the energy" if found["energy"] else ""
     lines = [
         f"{name}: {found['kind']}{rank}{energy}, {found['dtype']}, norm {found['norm']:.4g}",
-        f"  {found['tensors']} tensors, {found['parameters'] / 1e6:.1f}M weights, on base "
+        f"  {found['tensors']} tensors, {found['parameters']:,} weights, on base "
         f"{found['base']['id']} ({found['base']['fingerprint'][:8]})",
     ]
     total = found["norm"] ** 2 or 1.0

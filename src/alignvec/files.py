@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import json
 import os
@@ -31,6 +32,8 @@ def check_free(path: Path, overwrite: bool) -> None:
     """
     if path.exists() and not overwrite:
         raise AlignvecError(f"{path} already exists; choose another name or pass --overwrite")
+    if Path.cwd().is_relative_to(path.resolve()):
+        raise AlignvecError(f"{path} is the folder that we are in, or one above it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -54,22 +57,45 @@ def whole_folder(path: Path, overwrite: bool = False, resume: str = "") -> Itera
     _sweep(path, keep=partial)
     check_free(path, overwrite)
     partial.mkdir(exist_ok=bool(resume))
+    with _alone(partial, path):
+        try:
+            yield partial
+            mode = partial.stat().st_mode & 0o666  # safetensors makes files for the owner alone
+            for file in partial.rglob("*"):
+                if file.is_file():
+                    file.chmod(mode)
+                    _flush_to_disk(file)
+            if path.exists():
+                retired = partial.with_suffix(_RETIRED)
+                path.rename(retired)
+                partial.rename(path)
+                _remove(retired)
+            else:
+                partial.rename(path)
+        except BaseException as error:
+            if not (resume and isinstance(error, KeyboardInterrupt)):
+                _remove(partial)
+            raise
+
+
+@contextmanager
+def _alone(folder: Path, path: Path) -> Iterator[None]:
+    """Hold `folder` against other processes; the system lets go when this one ends, killed or not.
+
+    Raises:
+        AlignvecError: another process holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        yield partial
-        for file in partial.rglob("*"):
-            if file.is_file():
-                _flush_to_disk(file)
-        if path.exists():
-            retired = partial.with_suffix(_RETIRED)
-            path.rename(retired)
-            partial.rename(path)
-            shutil.rmtree(retired, ignore_errors=True)
-        else:
-            partial.rename(path)
-    except BaseException as error:
-        if not (resume and isinstance(error, KeyboardInterrupt)):
-            shutil.rmtree(partial, ignore_errors=True)
-        raise
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AlignvecError(f"another process is writing {path}; wait for it") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _sweep(path: Path, keep: Path) -> None:
@@ -79,14 +105,28 @@ def _sweep(path: Path, keep: Path) -> None:
         if not path.exists():
             retired.rename(path)
     for stale in path.parent.glob(f"{name}*.partial"):
-        if stale != keep:
-            shutil.rmtree(stale, ignore_errors=True)
+        if stale == keep:
+            continue
+        if stale.is_dir():
+            with _alone(stale, path):
+                _remove(stale)
+        else:
+            _remove(stale)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
 def write_file(path: Path, overwrite: bool = True) -> Iterator[Path]:
     """Yield a name beside `path` to write to; on success it becomes `path`, else it is removed."""
     check_free(path, overwrite)
+    if path.is_dir():
+        raise AlignvecError(f"{path} is a folder, not a file")
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         yield partial

@@ -19,6 +19,7 @@ from alignvec.vector import AlignmentVector
 from alignvec.vector.weights import open_weights
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from alignvec.knobs.route import Router
@@ -140,7 +141,11 @@ class KnobModel:
             if self.mode == "gate":
                 self.gate.set(self.gate.tensor([wanted]))
             elif wanted != self._setting:
-                self._fold.set(wanted)
+                try:
+                    self._fold.set(wanted)
+                except BaseException:  # interrupted, or out of memory
+                    self._fold.set(self._setting)
+                    raise
             self._setting = wanted
         return self
 
@@ -191,12 +196,16 @@ class KnobModel:
             AlignvecError: the number of settings is not that of conversations, or one is wrong.
         """
         chats = _conversations(messages)
-        if knobs is not None and len(knobs) != len(chats):
-            raise AlignvecError(f"{len(knobs)} settings for {len(chats)} conversations")
-        settings = [
-            check_setting(setting, self.vectors)
-            for setting in ([self.setting] * len(chats) if knobs is None else knobs)
-        ]
+        if not chats:
+            return []
+        if options.pop("return_dict_in_generate", False):
+            raise AlignvecError("answers are text; for return_dict_in_generate call model.model")
+        wanted = [self.setting] * len(chats) if knobs is None else knobs
+        if isinstance(wanted, Mapping) or not all(isinstance(one, Mapping) for one in wanted):
+            raise AlignvecError("knobs is a list with a setting for each conversation")
+        if len(wanted) != len(chats):
+            raise AlignvecError(f"{len(wanted)} settings for {len(chats)} conversations")
+        settings = [check_setting(setting, self.vectors) for setting in wanted]
         if router is not None:
             applied = router.applied(self, [_last_question(chat) for chat in chats])
             settings = [
@@ -208,6 +217,8 @@ class KnobModel:
             schedule = check_schedule(schedule)
             if self.mode == "fold":
                 raise AlignvecError("a schedule turns the knobs at every token: not in mode 'fold'")
+            if options.get("assistant_model") or options.get("prompt_lookup_num_tokens"):
+                raise AlignvecError("a schedule goes token by token: not with assisted decoding")
         with self._turn:
             if self.mode == "fold" or (self.mode == "auto" and shared and schedule is None):
                 return self._generate_folded(chats, settings, max_new_tokens, options)
@@ -257,12 +268,10 @@ class KnobModel:
         ).to(self.model.device)
         inputs.pop("token_type_ids", None)
         length = inputs["input_ids"].shape[1]
+        processors = [_NotANumber(), *options.get("logits_processor", [])]
         if schedule is not None:
-            turning = turn_along(self.gate, schedule, length)
-            options = {
-                **options,
-                "logits_processor": [*options.get("logits_processor", []), turning],
-            }
+            processors.append(turn_along(self.gate, schedule, length))
+        options = {**options, "logits_processor": processors}
         with torch.inference_mode():
             output = self.model.generate(
                 **inputs,
@@ -279,6 +288,19 @@ class KnobModel:
         ]
 
 
+class _NotANumber:
+    """Stops an answer whose first token has no likelihood: a knob was turned too far."""
+
+    def __init__(self) -> None:
+        self._first = True
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if self._first and scores.isnan().any():
+            raise AlignvecError("the model computes no numbers any more: a knob is turned too far")
+        self._first = False
+        return scores
+
+
 def _load(vector: AlignmentVector | str | Path) -> AlignmentVector:
     if isinstance(vector, AlignmentVector):
         return vector
@@ -288,12 +310,16 @@ def _load(vector: AlignmentVector | str | Path) -> AlignmentVector:
 def _conversations(messages: Any) -> list[list[dict[str, str]]]:
     if isinstance(messages, str) or (messages and isinstance(messages[0], Mapping)):
         messages = [messages]
-    return [
+    chats = [
         [{"role": "user", "content": chat}]
         if isinstance(chat, str)
         else [dict(message) for message in chat]
         for chat in messages
     ]
+    for message in (message for chat in chats for message in chat):
+        if not {"role", "content"} <= message.keys():
+            raise AlignvecError(f"a message has a role and content, not {', '.join(message)}")
+    return chats
 
 
 def _last_question(chat: list[dict[str, str]]) -> str:

@@ -42,8 +42,11 @@ def check_schedule(schedule: Schedule) -> dict[int, float]:
     Raises:
         AlignvecError: it is empty, a token is no whole number from 0 on, or a factor is not finite.
     """
+    if not isinstance(schedule, Mapping):
+        raise AlignvecError("a schedule maps tokens to factors, as in {0: 1.0, 32: 0.0}")
     for token, factor in schedule.items():
-        if not (isinstance(token, int) and token >= 0 and math.isfinite(factor)):
+        right = isinstance(token, int) and isinstance(factor, int | float)
+        if not (right and token >= 0 and math.isfinite(factor)):
             raise AlignvecError(f"schedule: {token!r}={factor!r} is no token with a finite factor")
     if not schedule:
         raise AlignvecError("the schedule is empty; give at least one token, as in 0=1,32=0.2")

@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, SupportsFloat
 
 from alignvec.errors import AlignvecError
 from alignvec.knobs.calibration import Calibration
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_LARGEST = 3.4e38  # in float32
 Setting = dict[str, float]
 Wanted = Mapping[str, float | str]  # a setting, perhaps in human units
 
@@ -58,16 +59,15 @@ def check_setting(setting: Wanted, vectors: Mapping[str, AlignmentVector]) -> Se
     for knob, strength in setting.items():
         if knob not in vectors:
             close = get_close_matches(str(knob), vectors, n=1)
-            known = ", ".join(sorted(vectors))
+            known = ", ".join(sorted(vectors)) or "none; give a vector"
             hint = f"did you mean '{close[0]}'?" if close else f"known: {known}"
             raise AlignvecError(f"unknown knob '{knob}'; {hint}")
         stored = vectors[knob].calibration
         if isinstance(strength, str):
             strength = Calibration.read(knob, stored).strength(knob, strength)
-        if isinstance(strength, bool) or not isinstance(strength, int | float):
+        if isinstance(strength, bool) or not hasattr(strength, "__float__"):
             raise AlignvecError(f"knob '{knob}': {strength!r} is not a number")
-        _check_finite(knob, strength)
-        checked[knob] = float(strength)
+        checked[knob] = strength = _finite(knob, strength)
         if stored is not None and strength:
             low, high = Calibration.read(knob, stored).safe
             if not low <= strength <= high:
@@ -120,6 +120,12 @@ def parse_limits(text: str) -> tuple[str, tuple[float, float]]:
     return knob, (low, high)
 
 
-def _check_finite(knob: str, strength: float) -> None:
-    if not math.isfinite(strength):
-        raise AlignvecError(f"knob '{knob}': {strength} is not a finite number")
+def _finite(knob: str, strength: SupportsFloat) -> float:
+    """As a number that float32 can hold."""
+    try:
+        number = float(strength)
+    except OverflowError:
+        number = math.inf
+    if not abs(number) <= _LARGEST:
+        raise AlignvecError(f"knob '{knob}': {strength} is not a finite number in float32")
+    return number

@@ -87,6 +87,8 @@ def factor(
         transposed = delta.transposed
     kept = _count(sigma, total, rank, energy)
     share = float(sigma[:kept].double().square().sum()) / total if total else 1.0
+    if isinstance(delta, LowRank):
+        share *= delta.energy or 1.0  # of what was there before it was first compressed
     root = sigma[:kept].sqrt()
     b, a = u[:, :kept] * root, root[:, None] * v[:kept]
     return LowRank(a.contiguous(), b.contiguous(), transposed, energy=min(1.0, share))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import time
@@ -25,6 +26,8 @@ from alignvec.vector.weights import CheckpointWeights, Weights, all_finite, open
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 
 def extract(
@@ -52,6 +55,8 @@ def extract(
         training,
         transposed=transposed_weights(base, deltas),
     )
+    if not deltas:
+        logger.warning("the two models are equal: a vector that changes nothing")
     live = any(not isinstance(source, str | Path) for source in (base, aligned))
     return vector.in_memory() if live else vector  # a live model may change later
 

@@ -18,11 +18,13 @@ def inspect(vector: AlignmentVector) -> dict[str, Any]:
     """A summary that goes into JSON as it is.
 
     Returns:
-        name, kind, dtype, base, tensors, parameters (weights that change), rank, norm, and `norms`:
+        name, kind, dtype, base, tensors, parameters (weights that change), rank, energy (share of
+        the squared norm that is left of what was compressed), norm, and `norms`:
         module -> layer -> norm of its delta; what lies outside the layers is at layer "-".
     """
     norms: dict[str, dict[str, float]] = {}
     squares: dict[tuple[str, str], float] = {}
+    compressed, lost = False, 0.0  # squared norm that compression took away
     for name, delta in vector.deltas.items():
         match = _LAYER.search(name)
         layer, module = (match[1], match[2]) if match else ("-", name)
@@ -32,14 +34,12 @@ def inspect(vector: AlignmentVector) -> dict[str, Any]:
         if not math.isfinite(square):
             raise AlignvecError(f"'{vector.name}': {name} holds NaN or infinity")
         squares[module, layer] = squares.get((module, layer), 0.0) + square
+        if isinstance(delta, LowRank) and delta.energy:
+            compressed, lost = True, lost + square * (1 / delta.energy - 1)
     for (module, layer), square in squares.items():
         norms.setdefault(module, {})[layer] = math.sqrt(max(0.0, square))
+    total = sum(squares.values())
     ranks = [delta.rank for delta in vector.deltas.values() if isinstance(delta, LowRank)]
-    kept = [
-        delta.energy
-        for delta in vector.deltas.values()
-        if isinstance(delta, LowRank) and delta.energy is not None
-    ]
     return {
         "name": vector.name,
         "kind": vector.kind,
@@ -48,8 +48,8 @@ def inspect(vector: AlignmentVector) -> dict[str, Any]:
         "tensors": len(vector.deltas),
         "parameters": sum(delta.shape.numel() for delta in vector.deltas.values()),
         "rank": max(ranks, default=None),
-        "energy": sum(kept) / len(kept) if kept else None,
-        "norm": math.sqrt(sum(squares.values())),
+        "energy": total / (total + lost) if compressed and total else None,
+        "norm": math.sqrt(max(0.0, total)),
         "norms": norms,
         "training": {
             key: vector.training[key]

@@ -59,15 +59,20 @@ def write_tensors(
     """Write `model.safetensors`, or shards and an index, into `folder`.
 
     What an earlier, killed call wrote into the same folder is kept: tensors that its journal names
-    are not computed again. The caller sees to it that the folder belongs to the same work.
+    are not computed again, if it laid them out in the same way. The caller sees to it that the
+    folder belongs to the same work.
 
     Raises:
         AlignvecError: a result is not finite.
         OSError: the disk is full or the folder cannot be written.
     """
-    places = _lay_out(folder, outputs, max_shard_size)
     journal = folder / _JOURNAL
-    written = set(journal.read_text().splitlines()) if journal.exists() else set()
+    layout = work_key([(n, o.shape, str(o.dtype)) for n, o in outputs.items()], max_shard_size)
+    of, *names = journal.read_text().splitlines() if journal.exists() else [""]
+    written = set(names) if of == layout else set()
+    if not written:
+        journal.write_text(f"{layout}\n")
+    places = _lay_out(folder, outputs, max_shard_size)
     done = sum(output.nbytes for name, output in outputs.items() if name in written)
     total = sum(output.nbytes for output in outputs.values())
     on_progress(done, total)
