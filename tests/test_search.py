@@ -75,7 +75,7 @@ def test_a_pass_scores_each_query_under_its_own_setting(model, records):
     assert model.setting == {"tea": 1.0, "ale": 0.0}
 
 
-def test_attainment_is_the_least_of_the_wanted_rates(model, records):
+def test_attainment_is_highest_where_every_domain_is_as_wanted(model, records):
     scorer = Scorer(model, records, LEVELS)
     scores = np.zeros((len(records), 3))
     scores[:20, 2] = scores[20:, 0] = 5.0  # tea is expert, ale is avoidance

@@ -545,8 +545,8 @@ def search(
         int | None,
         typer.Option(
             min=2,
-            help="Model evaluations it may take. Default: 24 (surface), 729 (grid), 24 a target "
-            "(optuna).",
+            help="Model evaluations it may take. Default: 8 for each knob that acts on a query "
+            "(surface), 729 (grid), 24 a target (optuna).",
         ),
     ] = None,
     limits: Annotated[

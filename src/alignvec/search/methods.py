@@ -28,17 +28,28 @@ Method = Callable[..., "Array"]
 
 
 def surface(
-    scorer: Scorer, targets: Sequence[Target], box: Array, passes: int, seed: int, on_pass: OnPass
+    scorer: Scorer,
+    targets: Sequence[Target],
+    box: Array,
+    passes: int | None,
+    seed: int,
+    on_pass: OnPass,
 ) -> Array:
-    """[T, K], from `passes` passes whatever the number of targets."""
+    """[T, K], from `passes` passes in all: 8 for each knob that acts on a query."""
+    passes = passes or 8 * int(scorer.applied.sum(1).max())
     return Surface(scorer, box, passes, seed, on_pass).best(targets, seed)
 
 
 def grid(
-    scorer: Scorer, targets: Sequence[Target], box: Array, passes: int, seed: int, on_pass: OnPass
+    scorer: Scorer,
+    targets: Sequence[Target],
+    box: Array,
+    passes: int | None,
+    seed: int,
+    on_pass: OnPass,
 ) -> Array:
     """[T, K], from the finest grid of at most `passes` points (729: nine a knob for three)."""
-    steps = max(2, int(passes ** (1 / len(box)) + 1e-9))
+    steps = max(2, int((passes or 729) ** (1 / len(box)) + 1e-9))
     points = np.array(list(product(*(np.linspace(low, high, steps) for low, high in box))))
     attained = []
     for done, point in enumerate(points, start=1):
@@ -49,9 +60,15 @@ def grid(
 
 
 def optuna(
-    scorer: Scorer, targets: Sequence[Target], box: Array, passes: int, seed: int, on_pass: OnPass
+    scorer: Scorer,
+    targets: Sequence[Target],
+    box: Array,
+    passes: int | None,
+    seed: int,
+    on_pass: OnPass,
 ) -> Array:
-    """[T, K], from `passes` passes a target."""
+    """[T, K], from `passes` passes a target (24)."""
+    passes = passes or 24
     import optuna as library
 
     library.logging.set_verbosity(library.logging.WARNING)
@@ -76,8 +93,4 @@ def optuna(
     return np.array(found)
 
 
-METHODS: dict[str, tuple[Method, int]] = {  # with the passes that it makes if not told
-    "surface": (surface, 24),
-    "grid": (grid, 729),
-    "optuna": (optuna, 24),
-}
+METHODS: dict[str, Method] = {"surface": surface, "grid": grid, "optuna": optuna}

@@ -94,7 +94,8 @@ class Scorer:
     def attainment(self, scores: Array, targets: Sequence[Target]) -> Array:
         """How well scores [..., Q, L] meet targets: [..., T], each in (0, 1).
 
-        Of a target, the least over its domains of the rate of the wanted level, where each query
+        Of a target, halfway between the least and the mean, over its domains, of the rate of the
+        wanted level: the least alone would leave the other domains where they are. Each query
         counts by the softmax of its scores instead of the highest one alone: smooth in the
         strengths, so that a search sees which way is up.
         """
@@ -103,10 +104,10 @@ class Scorer:
         share /= share.sum(-1, keepdims=True)
         domains = np.array(self.domains)
         rates = {domain: share[..., domains == domain, :].mean(-2) for domain in set(self.domains)}
-        return np.stack(
-            [
-                np.min([rates[d][..., self.levels.index(level)] for d, level in target.items()], 0)
-                for target in targets
-            ],
-            axis=-1,
-        )
+
+        def attained(target: Target) -> Array:
+            wanted = [rates[d][..., self.levels.index(level)] for d, level in target.items()]
+            both: Array = (np.min(wanted, 0) + np.mean(wanted, 0)) / 2
+            return both
+
+        return np.stack([attained(target) for target in targets], axis=-1)

@@ -124,7 +124,8 @@ def search(
         records: queries to search on, of every domain that a target names.
         held_out: other queries, for the rates that are reported.
         method: surface, grid or optuna.
-        passes: what the search may cost: over all targets (surface, grid) or for each (optuna).
+        passes: what the search may cost: over all targets (surface, grid) or for each (optuna);
+            None leaves it to the method.
         limits: knob -> lowest and highest strength; -2 to 2 where not given.
         router: applies to each query only the knobs of the domain that it reads from it.
 
@@ -133,7 +134,7 @@ def search(
     """
     if method not in METHODS:
         raise AlignvecError(f"unknown method '{method}'; one of {', '.join(METHODS)}")
-    find, usual = METHODS[method]
+    find = METHODS[method]
     box = _box(list(model.vectors), limits or {})
     for domain in {domain for target in targets for domain in target}:
         for what, some in (("search", records), ("verify", held_out)):
@@ -150,7 +151,7 @@ def search(
 
     searched, verified = scorer(records), scorer(held_out)
     start = time.perf_counter()
-    settings = find(searched, targets, box, passes or usual, seed, on_pass)
+    settings = find(searched, targets, box, passes, seed, on_pass)
     took = time.perf_counter() - start
     found = []
     for index, (target, strengths) in enumerate(zip(targets, settings, strict=True), start=1):
