@@ -36,7 +36,7 @@ def surface(
     on_pass: OnPass,
 ) -> Array:
     """[T, K], from `passes` passes in all: 8 for each knob that acts on a query."""
-    passes = passes or 8 * int(scorer.applied.sum(1).max())
+    passes = passes or 8 * max(1, int(scorer.applied.sum(1).max()))
     return Surface(scorer, box, passes, seed, on_pass).best(targets, seed)
 
 

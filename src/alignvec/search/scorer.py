@@ -6,6 +6,7 @@ same batch, so one pass can visit as many settings as there are queries.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -37,8 +38,7 @@ class Scorer:
         domains: the domain of each of Q queries.
         levels: L names, from low to high.
         applied: [Q, K] bool, which knobs act on which query: all, unless queries are routed.
-        passes: over all queries, so far: the number of model evaluations.
-        seconds: in these passes.
+        seconds: that it took.
     """
 
     def __init__(
@@ -57,7 +57,8 @@ class Scorer:
         self.applied = np.ones((len(records), len(self.knobs)), bool)
         if applied is not None:
             self.applied = applied
-        self.passes, self.seconds = 0, 0.0
+        self.seconds, self._scored = 0.0, 0
+        self._known: dict[tuple[float, ...], list[float]] = {}  # query and strengths -> scores
         self._rows = response_rows(model.tokenizer, records, levels)
         self._on_progress = on_progress
 
@@ -73,9 +74,11 @@ class Scorer:
         import torch
 
         start = time.perf_counter()
-        each = np.broadcast_to(strengths, self.applied.shape) * self.applied
+        each = np.broadcast_to(strengths, self.applied.shape) * self.applied + 0.0
+        keys = [(query, *setting) for query, setting in enumerate(each.tolist())]
+        new = [query for query, key in enumerate(keys) if key not in self._known]
         shared: Setting = {}
-        rows = torch.tensor(each, dtype=torch.float32)
+        rows = torch.tensor(each[new], dtype=torch.float32)
         alike = bool((each == each[0]).all())
         if alike:  # costs less in the weights than beside them
             shared = dict(zip(self.knobs, map(float, each[0]), strict=True))
@@ -85,11 +88,18 @@ class Scorer:
 
         with self.model.at(shared):
             scores = response_scores(
-                self.model.model, self._rows, on_progress=self._on_progress, within=within
-            )
-        self.passes += 1
+                self.model.model, [self._rows[query] for query in new],
+                on_progress=self._on_progress, within=within,
+            )  # fmt: skip
+        self._known.update(zip((keys[query] for query in new), scores, strict=True))
+        self._scored += len(new)
         self.seconds += time.perf_counter() - start
-        return np.array(scores)
+        return np.array([self._known[key] for key in keys])
+
+    @property
+    def passes(self) -> int:
+        """Over all queries, so far: the number of model evaluations. Nothing is scored twice."""
+        return math.ceil(self._scored / len(self))
 
     def attainment(self, scores: Array, targets: Sequence[Target]) -> Array:
         """How well scores [..., Q, L] meet targets: [..., T], each in (0, 1).

@@ -14,6 +14,7 @@ from alignvec.data import BUILTIN, Record, split_of
 from alignvec.errors import AlignvecError
 from alignvec.evaluate.rates import Rates, rates_of
 from alignvec.knobs import KnobModel
+from alignvec.knobs.route import domain_of
 from alignvec.search.methods import METHODS
 from alignvec.search.scorer import Scorer
 from alignvec.search.target import Target, written
@@ -21,6 +22,7 @@ from alignvec.search.target import Target, written
 if TYPE_CHECKING:
     from alignvec.knobs.route import Router
     from alignvec.knobs.setting import Setting
+    from alignvec.search.scorer import Array
 
 FIRM = 0.6  # the stricter count asks for this rate
 
@@ -150,8 +152,13 @@ def search(
         )
 
     searched, verified = scorer(records), scorer(held_out)
+    # Where each knob acts on one domain alone, so does each part of a target.
+    sought = _parts(targets) if router else targets
     start = time.perf_counter()
-    settings = find(searched, targets, box, passes, seed, on_pass)
+    settings = find(searched, sought, box, passes, seed, on_pass)
+    if router:
+        of_knob = [domain_of(knob, vector) for knob, vector in model.vectors.items()]
+        settings = np.array([_joined(target, sought, settings, of_knob) for target in targets])
     took = time.perf_counter() - start
     found = []
     for index, (target, strengths) in enumerate(zip(targets, settings, strict=True), start=1):
@@ -163,6 +170,26 @@ def search(
         on_verified(index, len(targets))
     seconds = {"search": took, "verification": verified.seconds}
     return Search(method, router is not None, len(records), searched.passes, seconds, found)
+
+
+def _parts(targets: Sequence[Target]) -> list[Target]:
+    pairs = dict.fromkeys(pair for target in targets for pair in target.items())
+    return [{domain: level} for domain, level in pairs]
+
+
+def _joined(
+    target: Target, parts: Sequence[Target], settings: Array, of_knob: Sequence[str]
+) -> Array:
+    """[K]: each knob as the part of its own domain wants it; 0 where the target names none."""
+    chosen = {
+        domain: setting
+        for part, setting in zip(parts, settings, strict=True)
+        for domain, level in part.items()
+        if target.get(domain) == level
+    }
+    return np.array(
+        [chosen[domain][k] if domain in chosen else 0.0 for k, domain in enumerate(of_knob)]
+    )
 
 
 def split_for_search(

@@ -66,20 +66,23 @@ class Surface:
         """Interpolate. points: [P, Q, K]; scores: [P, Q, L]."""
         from scipy.interpolate import RBFInterpolator
 
+        self._still = scores.mean(0)  # of a query that no knob acts on
         self._of_query = [
             RBFInterpolator(points[:, query, applied], scores[:, query], kernel="cubic")
+            if applied.any()
+            else None
             for query, applied in enumerate(self.scorer.applied)
         ]
 
     def scores(self, strengths: Array) -> Array:
         """[C, Q, L]: s(l) of every query at C settings, [C, K]."""
-        return np.stack(
-            [
-                surface(strengths[:, applied])
-                for surface, applied in zip(self._of_query, self.scorer.applied, strict=True)
-            ],
-            axis=1,
-        )
+        found = np.tile(self._still, (len(strengths), 1, 1))
+        for query, (surface, applied) in enumerate(
+            zip(self._of_query, self.scorer.applied, strict=True)
+        ):
+            if surface is not None:
+                found[:, query] = surface(strengths[:, applied])
+        return found
 
     def best(self, targets: Sequence[Target], seed: int = 0) -> Array:
         """[T, K]: the setting that meets each target best on the surfaces."""
