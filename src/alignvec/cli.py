@@ -574,6 +574,7 @@ def search(
     from alignvec import search as find
     from alignvec.data.pairs import parse_order
     from alignvec.files import write_json
+    from alignvec.knobs import KnobModel
     from alignvec.knobs.route import Router, domain_of
     from alignvec.knobs.setting import parse_limits
     from alignvec.search.search import split_for_search
@@ -591,7 +592,7 @@ def search(
         targets = list(find.behaviours([d for d in domains if d in turned], order))
     wanted = {domain for one in targets for domain in one}
     searched, held_out = split_for_search(records, data, wanted, queries)
-    model, _ = _knob_model(base, vector, [], any_base, dtype, device)
+    model = KnobModel.from_pretrained(base, loaded, dtype, device, not any_base)
     read = Router.load(router) if router else None
     with progress("searching", "pass") as advance, progress("verifying", "target") as verified:
         result = find.search(

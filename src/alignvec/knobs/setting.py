@@ -63,13 +63,16 @@ def check_setting(setting: Wanted, vectors: Mapping[str, AlignmentVector]) -> Se
             hint = f"did you mean '{close[0]}'?" if close else f"known: {known}"
             raise AlignvecError(f"unknown knob '{knob}'; {hint}")
         stored = vectors[knob].calibration
-        if isinstance(strength, str):
-            strength = Calibration.read(knob, stored).strength(knob, strength)
+        measured = None
+        if stored is not None or isinstance(strength, str):
+            measured = Calibration.read(knob, stored)
+            if isinstance(strength, str):
+                strength = measured.strength(knob, strength)
         if isinstance(strength, bool) or not hasattr(strength, "__float__"):
             raise AlignvecError(f"knob '{knob}': {strength!r} is not a number")
         checked[knob] = strength = _finite(knob, strength)
-        if stored is not None and strength:
-            low, high = Calibration.read(knob, stored).safe
+        if measured and strength:
+            low, high = measured.safe
             if not low <= strength <= high:
                 logger.warning(
                     "knob '%s': %g is beyond its safe range, %g to %g", knob, strength, low, high

@@ -68,8 +68,8 @@ def write_tensors(
     """
     journal = folder / _JOURNAL
     layout = work_key([(n, o.shape, str(o.dtype)) for n, o in outputs.items()], max_shard_size)
-    of, *names = journal.read_text().splitlines() if journal.exists() else [""]
-    written = set(names) if of == layout else set()
+    lines = journal.read_text().splitlines() if journal.exists() else []
+    written = set(lines[1:]) if lines[:1] == [layout] else set()
     if not written:
         journal.write_text(f"{layout}\n")
     places = _lay_out(folder, outputs, max_shard_size)
