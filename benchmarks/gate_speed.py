@@ -15,8 +15,8 @@ drifts is as slow for one as for the other; the ratios are medians of the ratios
     dera            logits of base and aligned models blended with a strength a row (one vector)
     merged models   one request after the other, each on a model of its own (already merged)
 
-`--shape 7b` runs base, folded and gated on blocks of a 7B Llama with random weights. On CUDA the
-gate also runs with a static cache under CUDA graphs (`--compile`).
+`--shape 7b` runs base, folded and gated on blocks of a 7B Llama with random weights. `--compile`
+adds base and gate with a static cache under torch.compile (CUDA graphs on a GPU).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32, help="New tokens a row.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", help="Only these contestants.")
-    parser.add_argument("--compile", action="store_true", help="Static cache and CUDA graphs.")
+    parser.add_argument("--compile", action="store_true", help="Also compiled, static cache.")
     options = parser.parse_args()
     model, tokenizer, prompts = load(options.shape, options.blocks)
     vectors = three_vectors(model, options.vector)
@@ -149,19 +149,21 @@ def contestants(
 ) -> dict[str, Callable[[], None]]:
     """Name -> a run over the whole batch; what it needs is prepared, and warm, before."""
     import torch
+    from transformers import CompileConfig
 
     from alignvec.knobs.fold import Fold
     from alignvec.knobs.gate import Gate
 
     size, device = len(inputs["input_ids"]), model.device
     settings = strengths(size)
-    cache = {"cache_implementation": "static"} if options.compile else {}
+    static = {"cache_implementation": "static", "compile_config": CompileConfig(mode=None)}
+    static["compile_config"]._compile_all_devices = True
 
     def write(of: Any, rows: Any = inputs, **more: Any) -> None:
         with torch.inference_mode():
             of.generate(
                 **rows, do_sample=False, min_new_tokens=options.tokens,
-                max_new_tokens=options.tokens, **cache, **more,
+                max_new_tokens=options.tokens, **more,
             )  # fmt: skip
 
     def one_by_one(each: Callable[[int, Any], None]) -> None:
@@ -203,6 +205,10 @@ def contestants(
     if "gated 3" in wanted:
         gated_three = gated(KNOBS)
         runs["gated 3"] = lambda: write(gated_three)
+    if options.compile:
+        compiled, compiled_gate = twin(), gated(KNOBS)
+        runs["base compiled"] = lambda: write(compiled, **static)
+        runs["gated 3 compiled"] = lambda: write(compiled_gate, **static)
     if {"peft mixed", "peft switching"} & set(wanted):
         adapted = with_adapters(twin(), vectors, settings)
         names = [f"row{row}" for row in range(size)]

@@ -14,8 +14,10 @@ from alignvec.data.splits import split_of
 from alignvec.evaluate import preference_rates, response_rows
 from alignvec.knobs.calibration import Calibration
 from alignvec.knobs.route import Router, domain_of
+from alignvec.report.figures import draw_front
 from alignvec.search import Scorer, Surface, behaviours, parse_target, search
 from alignvec.search.calibrate import calibrate
+from alignvec.search.neutral import Neutral
 from alignvec.vector.compress import compress
 from alignvec.vector.store import write_calibration
 from conftest import write_records
@@ -119,6 +121,39 @@ def test_every_method_beats_the_base(method, passes, model, records):
         for domain, level in target.items():
             rate = found.rates[domain].rate
             assert not found.reached or rate[level] == max(rate.values())
+
+
+def test_a_front_leads_from_the_target_to_the_base(model, records, tmp_path):
+    target = [{"tea": "expert", "ale": "avoidance"}]
+    result = search(model, target, records, records, LEVELS, passes=16, front=True)
+    kl = [found.retained.kl for found in result.front]
+    assert result.front[0] == result.found[0]
+    assert kl[0] == max(kl) > 0.0
+    assert kl[-1] == pytest.approx(0, abs=1e-6)
+    assert result.front[-1].retained.perplexity == pytest.approx(1)
+    assert len(set(kl)) > 3
+    draw_front(result, tmp_path / "front")
+    assert (tmp_path / "front.png").stat().st_size > 5_000
+    with pytest.raises(AlignvecError, match="one target, not 2"):
+        search(model, target * 2, records, records, LEVELS, front=True)
+
+
+def test_what_is_retained_is_measured_against_the_base(model):
+    """KL and perplexity by their plain definitions."""
+    neutral = Neutral(model)
+    found = neutral.effect({"tea": 1.5, "ale": 0.0})
+    base, turned = [], []
+    for ids in neutral._ids:
+        for logs, setting in ((base, {}), (turned, {"tea": 1.5})):
+            with model.at(setting):
+                logs.append(model.model(ids).logits[0, :-1].log_softmax(-1).detach())
+    kl = np.concatenate([(b.exp() * (b - t)).sum(-1) for b, t in zip(base, turned, strict=True)])
+    assert found.kl == pytest.approx(kl.mean(), rel=1e-3)
+    ratio = [
+        float((b - t).gather(1, ids[0, 1:, None]).mean())
+        for b, t, ids in zip(base, turned, neutral._ids, strict=True)
+    ]
+    assert found.perplexity == pytest.approx(np.exp(np.mean(ratio)), rel=1e-3)
 
 
 def test_a_routed_knob_moves_its_own_domain_alone(model, records, tmp_path):
@@ -287,9 +322,14 @@ def test_search_on_the_command_line(tiny, data, knobs, tmp_path):
     assert result["passes"] == 4
     assert (tmp_path / "all.png").stat().st_size > 5_000
     assert f"{sum(one['reached'] for one in result['found'])} of 9 reached" in done.stdout
+    out = tmp_path / "one.json"
     single = run(*common, "--target", "tea=expert", "--limits", "tea=0:1", "-o", out, "--json")
     (one,) = json.loads(single.stdout)["found"]
     assert 0 <= one["setting"]["tea"] <= 1
+    asked = ("generate", tiny(), *knobs, "--dtype", "float32", "--max-new-tokens", 4, "Why?")
+    written = ",".join(f"{knob}={strength}" for knob, strength in one["setting"].items())
+    assert run(*asked, "--set", f"@{out}").stdout == run(*asked, "--set", written).stdout
+    assert "holds 9 settings" in refused(*asked, "--set", f"@{tmp_path / 'all.json'}")
     assert "unknown domain 'wine'" in refused(*common, "--target", "wine=expert", "-o", out)
     assert "no limits" in refused(*common, "--limits", "tea=1:0", "-o", out)
     (router / "router.json").write_text("{}")

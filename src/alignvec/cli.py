@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from alignvec.data import Record
     from alignvec.knobs import KnobModel
-    from alignvec.search import Search
+    from alignvec.search import Found
     from alignvec.vector import AlignmentVector
 
 app = typer.Typer(
@@ -276,7 +276,8 @@ def fold(
     out: Out,
     vector: Vectors = [],  # noqa: B006
     setting: Annotated[
-        list[str], typer.Option("--set", metavar="KNOB=STRENGTH,...", help="The setting; one.")
+        list[str],
+        typer.Option("--set", metavar="KNOB=STRENGTH,...", help="The setting, or @FILE; one."),
     ] = [],  # noqa: B006
     any_base: AnyBase = False,
     dtype: Annotated[
@@ -377,7 +378,9 @@ def generate(
     vector: Vectors = [],  # noqa: B006
     setting: Annotated[
         list[str],
-        typer.Option("--set", metavar="KNOB=STRENGTH,...", help="A setting; repeat to compare."),
+        typer.Option(
+            "--set", metavar="KNOB=STRENGTH,...", help="A setting, or @FILE; repeat to compare."
+        ),
     ] = [],  # noqa: B006
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the answer.")] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
@@ -451,7 +454,8 @@ def evaluate(
         str, typer.Option(help="The levels to compare, from low to high.")
     ] = "avoidance,generic,expert",
     setting: Annotated[
-        list[str], typer.Option("--set", metavar="KNOB=STRENGTH,...", help="Measure this setting.")
+        list[str],
+        typer.Option("--set", metavar="KNOB=STRENGTH,...", help="Measure this setting, or @FILE."),
     ] = [],  # noqa: B006
     sweep: Annotated[
         str | None,
@@ -560,6 +564,12 @@ def search(
     queries: Annotated[
         int | None, typer.Option(min=1, help="At most so many queries a domain to search on.")
     ] = None,
+    front: Annotated[
+        bool,
+        typer.Option(
+            "--front", help="Of one target: also what it costs in abilities to have less of it."
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of the points that are visited.")] = 0,
     any_base: AnyBase = False,
     dtype: Dtype = None,
@@ -569,7 +579,7 @@ def search(
     """From a wanted behaviour to a setting, with the rates that it reaches.
 
     Searches on builtin data's validation part (of a file: all but its test part) and verifies on
-    the test part. Writes the settings, and of several targets a figure (PNG, SVG).
+    the test part. Writes the settings, and of several targets or a front a figure (PNG, SVG).
     """
     from alignvec import search as find
     from alignvec.data.pairs import parse_order
@@ -577,6 +587,7 @@ def search(
     from alignvec.knobs import KnobModel
     from alignvec.knobs.route import Router, domain_of
     from alignvec.knobs.setting import parse_limits
+    from alignvec.report.figures import draw_behaviours, draw_front
     from alignvec.search.search import split_for_search
 
     order = parse_order(levels)
@@ -596,18 +607,18 @@ def search(
     read = Router.load(router) if router else None
     with progress("searching", "pass") as advance, progress("verifying", "target") as verified:
         result = find.search(
-            model, targets, searched, held_out, order, method, passes, box, read, seed,
+            model, targets, searched, held_out, order, method, passes, box, read, seed, front,
             advance, verified,
         )  # fmt: skip
     write_json(out, result.to_json())
-    if len(targets) > 1:
-        from alignvec.report.figures import draw_behaviours
-
+    if front:
+        draw_front(result, out.with_suffix(""))
+    elif len(targets) > 1:
         draw_behaviours(result, out.with_suffix(""))
     if as_json:
         _print_json(result.to_json())
         return
-    _print_table(_behaviours_table(result))
+    _print_table(_behaviours_table(result.method, result.front or result.found))
     for found in result.found:
         if len(targets) == 1 or not found.reached:
             typer.echo(str(found))
@@ -865,15 +876,15 @@ def _rates_table(levels: list[str], lines: list[tuple[str, Any]]) -> Table:
     return table
 
 
-def _behaviours_table(result: Search) -> Table:
-    """A line a target: its setting, and of each domain the rate of the wanted level."""
+def _behaviours_table(method: str, settings: list[Found]) -> Table:
+    """A line a setting: of each domain the rate of the wanted level, and what is retained."""
     from rich.table import Table
 
-    domains = sorted({domain for found in result.found for domain in found.target})
-    table = Table(title=f"rates of the wanted level on unseen queries ({result.method})")
-    for column in ("setting", *domains, "reached"):
+    domains = sorted({domain for found in settings for domain in found.target})
+    table = Table(title=f"rates of the wanted level on unseen queries ({method})")
+    for column in ("setting", *domains, "reached", "neutral text: KL", "perplexity"):
         table.add_column(column, overflow="fold")
-    for found in result.found:
+    for found in settings:
         cells = []
         for domain in domains:
             level = found.target.get(domain)
@@ -883,7 +894,9 @@ def _behaviours_table(result: Search) -> Table:
             low, high = found.rates[domain].interval[level]
             cells.append(f"{level} {found.rates[domain].rate[level]:.2f} ({low:.2f}-{high:.2f})")
         reached = "firmly" if found.firmly else "yes" if found.reached else "no"
-        table.add_row(_written(found.setting), *cells, reached)
+        kept = found.retained
+        cost = [f"{kept.kl:.3f}", f"x {kept.perplexity:.2f}"] if kept else []
+        table.add_row(_written(found.setting), *cells, reached, *cost)
     return table
 
 

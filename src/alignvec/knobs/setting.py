@@ -9,9 +9,11 @@ import logging
 import math
 from collections.abc import Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, SupportsFloat
 
 from alignvec.errors import AlignvecError
+from alignvec.files import read_object
 from alignvec.knobs.calibration import Calibration
 
 if TYPE_CHECKING:
@@ -27,9 +29,13 @@ Wanted = Mapping[str, float | str]  # a setting, perhaps in human units
 def parse_setting(text: str) -> dict[str, float | str]:
     """`medical=0.7,legal=expert` as a mapping. What it means is for `check_setting`.
 
+    `@setting.json` reads one that `alignvec search` wrote, or a plain JSON object.
+
     Raises:
         AlignvecError: it is not of that form, or names a knob twice.
     """
+    if text.startswith("@"):
+        return _read_setting(Path(text[1:]))
     setting: dict[str, float | str] = {}
     for part in text.split(","):
         knob, equals, strength = (piece.strip() for piece in part.partition("="))
@@ -44,6 +50,25 @@ def parse_setting(text: str) -> dict[str, float | str]:
         except ValueError:
             setting[knob] = strength
     return setting
+
+
+def _read_setting(path: Path) -> dict[str, float | str]:
+    content = read_object(path)
+    setting: object = content
+    found = content.get("found")  # by a search
+    if isinstance(found, list):
+        if len(found) != 1:
+            raise AlignvecError(
+                f"{path} holds {len(found)} settings; search with one --target for a file of one"
+            )
+        setting = found[0].get("setting") if isinstance(found[0], dict) else None
+    if not isinstance(setting, dict) or not all(map(_is_strength, setting.values())):
+        raise AlignvecError(f"{path} holds no setting; write {{KNOB: STRENGTH}}, as JSON")
+    return setting
+
+
+def _is_strength(value: object) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
 
 
 def check_setting(setting: Wanted, vectors: Mapping[str, AlignmentVector]) -> Setting:

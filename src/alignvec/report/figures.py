@@ -172,3 +172,22 @@ def draw_behaviours(search: Search, path: Path) -> None:
         reached = sum(found.reached for found in search.found)
         axes.set_title(f"{reached} of {len(search.found)} behaviours reached", fontsize=11)
         axes.set_xlabel("a column a behaviour: wanted level and its rate; framed where not reached")
+
+
+def draw_front(search: Search, path: Path) -> None:
+    """Of one target: the rate of the wanted level in each domain against what the model loses."""
+    front = sorted(search.front, key=lambda one: one.retained.kl if one.retained else 0.0)
+    lost = [one.retained.kl for one in front if one.retained]
+    target = front[0].target
+    with figure(path, 7.0, 4.2) as axes:
+        for index, (domain, level) in enumerate(sorted(target.items())):
+            rate = [one.rates[domain].rate[level] for one in front]
+            low, high = zip(*(one.rates[domain].interval[level] for one in front), strict=True)
+            colour = _OTHERS[index % len(_OTHERS)]
+            axes.plot(lost, rate, "o-", color=colour, label=f"{domain}: {level}")
+            axes.fill_between(lost, low, high, color=colour, alpha=0.12, linewidth=0)
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_xlabel("KL from the base on neutral text, nats a token")
+        axes.set_ylabel("rate of the wanted level")
+        axes.legend(frameon=False)
+        axes.set_title("What a behaviour costs; left the base", loc="left", fontsize=12)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib import resources
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,15 +11,13 @@ from alignvec.data import Record
 from alignvec.errors import AlignvecError
 from alignvec.knobs import KnobModel
 from alignvec.knobs.calibration import Calibration
+from alignvec.search.neutral import Neutral
 from alignvec.search.scorer import Scorer
 
 if TYPE_CHECKING:
-    import torch
-
     from alignvec.search.scorer import Array
 
 _FINE = 0.05  # between two strengths of the curves
-_LENGTH = 96  # tokens of a piece of neutral text
 
 
 def calibrate(
@@ -49,9 +46,6 @@ def calibrate(
     Raises:
         AlignvecError: an unknown knob, or no records.
     """
-    from scipy.interpolate import PchipInterpolator
-    from sklearn.isotonic import IsotonicRegression
-
     if knob not in model.vectors:
         raise AlignvecError(f"unknown knob '{knob}'; known: {', '.join(sorted(model.vectors))}")
     if not records:
@@ -65,25 +59,41 @@ def calibrate(
         setting = np.zeros(len(scorer.knobs))
         setting[column] = strength
         scores.append(scorer(setting))
-        kl, perplexity = neutral.effect({knob: float(strength)})
-        kept.append(kl <= most_kl and perplexity <= most_perplexity)
+        retained = neutral.effect({knob: float(strength)})
+        kept.append(retained.kl <= most_kl and retained.perplexity <= most_perplexity)
         on_pass(done, len(strengths))
+    safe = _around_zero(strengths, np.array(kept))
+    return read_off(strengths, np.array(scores), safe, levels)
+
+
+def read_off(
+    strengths: Array, scores: Array, safe: tuple[float, float], levels: Sequence[str]
+) -> Calibration:
+    """From what was measured to units.
+
+    Args:
+        strengths: [N], ascending.
+        scores: [N, Q, L], s(l) of every query at every strength.
+        safe: the range in which levels are looked for.
+        levels: L names, from low to high.
+    """
+    from scipy.interpolate import PchipInterpolator
+    from sklearn.isotonic import IsotonicRegression
 
     fine = np.arange(strengths[0], strengths[-1] + _FINE / 2, _FINE)
-    wins = PchipInterpolator(strengths, np.array(scores))(fine).argmax(-1)  # [N, Q]
+    wins = PchipInterpolator(strengths, scores)(fine).argmax(-1)  # [N, Q]
     rates = (wins[..., None] == np.arange(len(levels))).mean(1)  # [N, L]
 
     def rising(values: Array) -> list[float]:
         return [round(float(v), 4) for v in IsotonicRegression().fit_transform(fine, values)]
 
-    low, high = _around_zero(strengths, np.array(kept))
-    within = (fine >= low) & (fine <= high)
+    within = (fine >= safe[0]) & (fine <= safe[1])
     return Calibration(
-        queries=len(records),
+        queries=scores.shape[1],
         levels={
             level: _peak(fine[within], rates[within, index]) for index, level in enumerate(levels)
         },
-        safe=(low, high),
+        safe=safe,
         strengths=[round(float(strength), 4) for strength in fine],
         top=rising(rates[:, -1]),
         position=rising(wins.mean(1) / (len(levels) - 1)),
@@ -105,40 +115,3 @@ def _around_zero(strengths: Array, kept: Array) -> tuple[float, float]:
     low = strengths[strengths > max(below)].min() if below else strengths[0]
     high = strengths[strengths < min(above)].max() if above else strengths[-1]
     return float(min(low, 0.0)), float(max(high, 0.0))
-
-
-class Neutral:
-    """Plain prose of no domain: what is left of the model's abilities when a knob is turned."""
-
-    def __init__(self, model: KnobModel) -> None:
-        import torch
-
-        self.model = model
-        text = (resources.files("alignvec.data") / "builtin" / "neutral.txt").read_text("utf-8")
-        ids = [model.tokenizer(line)["input_ids"][:_LENGTH] for line in text.splitlines()]
-        self._ids = [torch.tensor([one], device=model.model.device) for one in ids if len(one) > 1]
-        with model.at({}):
-            self._base = [self._logprobs(one) for one in self._ids]
-        self._base_loss = self._loss(self._base)
-
-    def effect(self, setting: dict[str, float]) -> tuple[float, float]:
-        """KL(base || turned) in nats a token, and the perplexity as a multiple of the base's."""
-        with self.model.at(setting):
-            turned = [self._logprobs(one) for one in self._ids]
-        pairs = zip(self._base, turned, strict=True)
-        kl = np.concatenate([(b.exp() * (b - t)).sum(-1).cpu().numpy() for b, t in pairs])
-        return float(kl.mean()), float(np.exp(self._loss(turned) - self._base_loss))
-
-    def _logprobs(self, ids: torch.Tensor) -> torch.Tensor:
-        import torch
-
-        with torch.inference_mode():
-            logits: torch.Tensor = self.model.model(ids).logits[0, :-1]
-        return logits.float().log_softmax(-1)
-
-    def _loss(self, logprobs: Sequence[torch.Tensor]) -> float:
-        losses = [
-            -logs.gather(1, ids[0, 1:, None]).mean()
-            for logs, ids in zip(logprobs, self._ids, strict=True)
-        ]
-        return float(sum(losses) / len(losses))

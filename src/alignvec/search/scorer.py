@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
+PRICE = 0.02  # what turning all knobs to their limits costs: of equals the smaller turn is taken
 _SHARPNESS = 20.0  # of the softmax in place of the maximum, per nat and token
 
 
@@ -121,3 +122,18 @@ class Scorer:
             return both
 
         return np.stack([attained(target) for target in targets], axis=-1)
+
+    def worth(
+        self, strengths: Array, scores: Array, targets: Sequence[Target], box: Array, price: float
+    ) -> Array:
+        """[C, T]: the attainment less the effort of turning the knobs.
+
+        Args:
+            strengths: [C, K], settings.
+            scores: [C, Q, L], theirs.
+            box: [K, 2], the lowest and highest strength of each knob.
+            price: of all knobs at their limits; the effort grows with the squares of the strengths.
+        """
+        effort = np.square(strengths / np.abs(box).max(1)).mean(1)
+        worth: Array = self.attainment(scores, targets) - price * effort[:, None]
+        return worth

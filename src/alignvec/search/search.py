@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,8 @@ from alignvec.evaluate.rates import Rates, rates_of
 from alignvec.knobs import KnobModel
 from alignvec.knobs.route import domain_of
 from alignvec.search.methods import METHODS
-from alignvec.search.scorer import Scorer
+from alignvec.search.neutral import Neutral, Retained
+from alignvec.search.scorer import PRICE, Scorer
 from alignvec.search.target import Target, written
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from alignvec.search.scorer import Array
 
 FIRM = 0.6  # the stricter count asks for this rate
+_PRICES = [PRICE * 2**step for step in range(1, 8)]  # of turning the knobs, along a front
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,13 @@ class Found:
 
     Attributes:
         rates: domain -> preference rates there.
+        retained: on neutral prose. With routing, under the knobs of the domain that is worst off.
     """
 
     target: Target
     setting: Setting
     rates: dict[str, Rates]
+    retained: Retained | None = None
 
     @property
     def reached(self) -> bool:
@@ -82,6 +86,8 @@ class Search:
     Attributes:
         passes: over the search queries, the cost in model evaluations; without verification.
         seconds: of the search, and of verification.
+        front: of a single target, if asked for: settings that turn the knobs ever less, from what
+            the target asks to the base.
     """
 
     method: str
@@ -90,6 +96,7 @@ class Search:
     passes: int
     seconds: dict[str, float]
     found: list[Found]
+    front: list[Found] = field(default_factory=list)
 
     @property
     def summary(self) -> str:
@@ -103,7 +110,10 @@ class Search:
         )
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "found": [found.to_json() for found in self.found]}
+        lists = {
+            name: [one.to_json() for one in getattr(self, name)] for name in ("found", "front")
+        }
+        return {**asdict(self), **lists}
 
 
 def search(
@@ -117,6 +127,7 @@ def search(
     limits: Mapping[str, tuple[float, float]] | None = None,
     router: Router | None = None,
     seed: int = 0,
+    front: bool = False,
     on_pass: Callable[[int, int], None] = lambda done, total: None,
     on_verified: Callable[[int, int], None] = lambda done, total: None,
 ) -> Search:
@@ -130,13 +141,16 @@ def search(
             None leaves it to the method.
         limits: knob -> lowest and highest strength; -2 to 2 where not given.
         router: applies to each query only the knobs of the domain that it reads from it.
+        front: also what the one target costs in retained ability, when less and less of it is got.
 
     Raises:
-        AlignvecError: an unknown method or knob, empty limits, or a domain without queries.
+        AlignvecError: an unknown method or knob, empty limits, a domain without queries, or a
+            front of several targets.
     """
     if method not in METHODS:
         raise AlignvecError(f"unknown method '{method}'; one of {', '.join(METHODS)}")
-    find = METHODS[method]
+    if front and len(targets) != 1:
+        raise AlignvecError(f"a front is of one target, not {len(targets)}")
     box = _box(list(model.vectors), limits or {})
     for domain in {domain for target in targets for domain in target}:
         for what, some in (("search", records), ("verify", held_out)):
@@ -152,24 +166,51 @@ def search(
         )
 
     searched, verified = scorer(records), scorer(held_out)
-    # Where each knob acts on one domain alone, so does each part of a target.
-    sought = _parts(targets) if router else targets
+    of_knob = [domain_of(knob, vector) for knob, vector in model.vectors.items()]
+
+    def settings(price: float) -> Array:
+        if router is None:
+            return finder.best(targets, price)
+        # Where each knob acts on one domain alone, so does each part of a target.
+        parts = _parts(targets)
+        found = finder.best(parts, price)
+        return np.array([_joined(target, parts, found, of_knob) for target in targets])
+
     start = time.perf_counter()
-    settings = find(searched, sought, box, passes, seed, on_pass)
-    if router:
-        of_knob = [domain_of(knob, vector) for knob, vector in model.vectors.items()]
-        settings = np.array([_joined(target, sought, settings, of_knob) for target in targets])
+    finder = METHODS[method](searched, box, passes, seed, on_pass)
+    wanted = [
+        (target, strengths) for target, strengths in zip(targets, settings(PRICE), strict=True)
+    ]
+    if front:
+        wanted += [(targets[0], settings(price)[0]) for price in _PRICES]
+        wanted.append((targets[0], np.zeros(len(box))))
     took = time.perf_counter() - start
-    found = []
-    for index, (target, strengths) in enumerate(zip(targets, settings, strict=True), start=1):
-        scores = verified(strengths)
-        domains = np.array(verified.domains)
-        rates = {d: rates_of(scores[domains == d], levels) for d in sorted(set(domains.tolist()))}
-        setting = dict(zip(verified.knobs, (round(float(s), 4) for s in strengths), strict=True))
-        found.append(Found(dict(target), setting, rates))
-        on_verified(index, len(targets))
-    seconds = {"search": took, "verification": verified.seconds}
-    return Search(method, router is not None, len(records), searched.passes, seconds, found)
+    start, neutral, found = time.perf_counter(), Neutral(model), []
+    for done, (target, strengths) in enumerate(wanted, start=1):
+        found.append(_verified(target, strengths, verified, neutral))
+        on_verified(done, len(wanted))
+    seconds = {"search": took, "verification": time.perf_counter() - start}
+    return Search(
+        method, router is not None, len(records), searched.passes, seconds,
+        found[: len(targets)], found if front else [],
+    )  # fmt: skip
+
+
+def _verified(target: Target, strengths: Array, scorer: Scorer, neutral: Neutral) -> Found:
+    scores, domains = scorer(strengths), np.array(scorer.domains)
+    rates = {
+        domain: rates_of(scores[domains == domain], scorer.levels)
+        for domain in sorted(set(scorer.domains))
+    }
+    turned = [
+        dict(
+            zip(scorer.knobs, (round(float(s), 4) + 0.0 for s in strengths * applied), strict=True)
+        )
+        for applied in np.unique(scorer.applied, axis=0)
+    ]
+    setting = dict(zip(scorer.knobs, (round(float(s), 4) for s in strengths), strict=True))
+    worst = max((neutral.effect(one) for one in turned), key=lambda retained: retained.kl)
+    return Found(dict(target), setting, rates, worst)
 
 
 def _parts(targets: Sequence[Target]) -> list[Target]:

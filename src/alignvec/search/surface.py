@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from alignvec.search.scorer import Scorer
+from alignvec.search.scorer import PRICE, Scorer
 from alignvec.search.target import Target
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 _CANDIDATES = 2**12
 _ZOOMS = 4
-_EFFORT = 0.02  # what the largest turn costs in attainment: of equals the smaller one is taken
 
 
 class Surface:
@@ -36,19 +35,21 @@ class Surface:
         self,
         scorer: Scorer,
         box: Array,
-        passes: int = 24,
+        passes: int | None = None,
         seed: int = 0,
         on_pass: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         """Make the passes and fit.
 
         Args:
-            passes: over all queries; the first one is at the base.
+            passes: over all queries, the first one at the base; None: 8 for each knob that acts on
+                a query.
             on_pass: called with (passes done, passes in all).
         """
         from scipy.stats.qmc import Sobol
 
-        self.scorer, self.box = scorer, box
+        self.scorer, self.box, self.seed = scorer, box, seed
+        passes = passes or 8 * max(1, int(scorer.applied.sum(1).max()))
         count = len(box)
         points = np.zeros((passes, *scorer.applied.shape))
         for query in range(len(scorer)):
@@ -84,28 +85,25 @@ class Surface:
                 found[:, query] = surface(strengths[:, applied])
         return found
 
-    def best(self, targets: Sequence[Target], seed: int = 0) -> Array:
+    def best(self, targets: Sequence[Target], price: float = PRICE) -> Array:
         """[T, K]: the setting that meets each target best on the surfaces."""
         from scipy.stats.qmc import Sobol
 
-        unit = Sobol(len(self.box), rng=seed).random(_CANDIDATES)
+        unit = Sobol(len(self.box), rng=self.seed).random(_CANDIDATES)
         candidates = self._stretched(unit)
-        centres = candidates[self._worth(candidates, targets).argmax(0)]
+        centres = candidates[self._worth(candidates, targets, price).argmax(0)]
         for index, target in enumerate(targets):
             reach = (self.box[:, 1] - self.box[:, 0]) / 4
             for _ in range(_ZOOMS):
                 near = centres[index] + reach * (2 * unit[: _CANDIDATES // 16] - 1)
                 near = np.vstack([centres[index], np.clip(near, *self.box.T)])
-                centres[index] = near[self._worth(near, [target])[:, 0].argmax()]
+                centres[index] = near[self._worth(near, [target], price)[:, 0].argmax()]
                 reach /= 3
         found: Array = centres
         return found
 
-    def _worth(self, strengths: Array, targets: Sequence[Target]) -> Array:
-        effort = np.square(strengths / np.abs(self.box).max(1)).mean(1)
-        attained = self.scorer.attainment(self.scores(strengths), targets)
-        worth: Array = attained - _EFFORT * effort[:, None]
-        return worth
+    def _worth(self, strengths: Array, targets: Sequence[Target], price: float) -> Array:
+        return self.scorer.worth(strengths, self.scores(strengths), targets, self.box, price)
 
     def _stretched(self, unit: Array) -> Array:
         low, high = self.box.T
