@@ -14,6 +14,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from alignvec import cli_data
+from alignvec.cli_options import (
+    AnyBase,
+    AsJson,
+    BaseArgument,
+    Data,
+    Device,
+    Domain,
+    Dtype,
+    Out,
+    Overwrite,
+    Split,
+    StoredDtype,
+    VectorArgument,
+    Vectors,
+)
 from alignvec.errors import AlignvecError
 from alignvec.progress import progress
 
@@ -36,52 +52,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-BaseArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="BASE", help="'embedded', a checkpoint folder, a .gguf file, or a hub id."
-    ),
-]
-Vectors = Annotated[
-    list[str],
-    typer.Option(
-        "--vector", metavar="KNOB=PATH", help="A vector and the name of its knob; repeat."
-    ),
-]
-Data = Annotated[
-    str, typer.Option(help="'builtin', a .jsonl file, a dataset folder, or a hub dataset id.")
-]
-Domain = Annotated[str | None, typer.Option(help="Only records of this domain.")]
-Split = Annotated[
-    str | None,
-    typer.Option(
-        help="train, validation, test or all; a hash of each record's id decides. By default "
-        "builtin data gives its train part to align and its test part to eval; a file, all of it."
-    ),
-]
-Out = Annotated[Path, typer.Option("-o", "--out", help="Where to write.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Dtype = Annotated[
-    str | None,
-    typer.Option(help="float32, bfloat16 or float16. Default: the fastest on this machine."),
-]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: CUDA if there is one.")]
-AnyBase = Annotated[
-    bool, typer.Option("--any-base", help="Put a vector on a base that is not its own.")
-]
 
-
-StoredDtype = Annotated[
-    str | None,
-    typer.Option(
-        help="float32, bfloat16, float16, or int8 (matrices in 8 bits, a scale a row) on disk. "
-        "Default: as it is; deltas float32."
-    ),
-]
-VectorArgument = Annotated[
-    str, typer.Argument(metavar="VECTOR", help="The folder or hub id of a vector.")
-]
+app.add_typer(cli_data.app)
 
 
 @app.callback()

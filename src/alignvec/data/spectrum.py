@@ -1,0 +1,111 @@
+"""A spectrum: the levels of a preference, from low to high, and what a writer must know of them.
+
+It is a YAML file. Five ship with the package (`SHIPPED`): the three domains of the paper, and two
+templates for spectra of another kind, tone and detail.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from alignvec.errors import AlignvecError
+from alignvec.files import checked
+
+_FOLDER = Path(str(resources.files("alignvec.data"))) / "spectra"
+SHIPPED = sorted(file.stem for file in _FOLDER.glob("*.yaml"))
+
+
+class Level(BaseModel):
+    """One response style.
+
+    Attributes:
+        instruction: what a response of this level does, told to whoever writes it.
+        declines: a response of this level refuses; of the others none does.
+        words: the least and the most words, where this level's differ from the spectrum's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
+    instruction: str = Field(min_length=1)
+    declines: bool = False
+    words: tuple[int, int] | None = None
+
+
+class Example(BaseModel):
+    """A query with a response at each level, shown to whoever writes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    query: str = Field(min_length=1)
+    responses: dict[str, str]
+
+
+class Spectrum(BaseModel):
+    """The levels of a domain.
+
+    Attributes:
+        domain: goes into every record.
+        about: the domain in words, as in "a question about ...".
+        language: ISO 639-1 code of queries and responses.
+        words: the least and the most words of a response, at every level alike, so that length
+            does not give the level away.
+        keywords: a persona of whom one of them is said belongs to the domain.
+        topics: of the queries.
+        levels: from low to high.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: int = Field(ge=1)
+    domain: str = Field(min_length=1)
+    about: str = Field(min_length=1)
+    language: str = Field(default="en", pattern=r"^[a-z]{2}$")
+    words: tuple[int, int] = (40, 70)
+    keywords: list[str] = []
+    topics: list[str] = Field(min_length=1)
+    levels: list[Level] = Field(min_length=2)
+    examples: list[Example] = []
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Spectrum:
+        names = self.level_names
+        if len(set(names)) < len(names):
+            raise ValueError("two levels share a name")
+        if not all(0 < low < high for low, high in map(self.band, names)):
+            raise ValueError("words are the least and the most words of a response")
+        for example in self.examples:
+            if set(example.responses) != set(names):
+                raise ValueError(f"an example has a response for each of {', '.join(names)}")
+        return self
+
+    @property
+    def level_names(self) -> list[str]:
+        """From low to high."""
+        return [level.name for level in self.levels]
+
+    def band(self, level: str) -> tuple[int, int]:
+        """The least and the most words of a response of a level."""
+        return next(one.words for one in self.levels if one.name == level) or self.words
+
+
+def read_spectrum(name: str) -> Spectrum:
+    """A spectrum by the name of a shipped one, or from a YAML file.
+
+    Raises:
+        AlignvecError: there is none, or a field is missing or wrong.
+    """
+    import yaml
+
+    path = _FOLDER / f"{name}.yaml" if name in SHIPPED else Path(name)
+    if not path.is_file():
+        raise AlignvecError(f"no spectrum '{name}'; a YAML file, or one of {', '.join(SHIPPED)}")
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise AlignvecError(f"{path} is not readable YAML: {line}") from None
+    return checked(Spectrum, content, path)
