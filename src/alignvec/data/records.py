@@ -93,7 +93,8 @@ def read_records(
 
     Args:
         source: `builtin`; a JSON Lines file; or what `datasets.load_dataset` takes: a folder of
-            Parquet, Arrow, CSV or JSON files, or a hub id (its `train` rows, streamed).
+            Parquet, Arrow, CSV or JSON files, or a hub id (its `train` rows, streamed; a
+            configuration after a colon).
         levels: the levels that every record must have.
         domain: keep only this domain.
         split: keep only `train`, `validation` or `test` (see `split_of`).
@@ -107,7 +108,7 @@ def read_records(
     first_seen: dict[str, str] = {}
     domains: set[str] = set()
     kept = 0
-    for place, fields in _rows(str(source)):
+    for place, fields in rows(str(source)):
         record = _checked(place, fields, levels)
         if record.id in first_seen:
             raise AlignvecError(
@@ -152,7 +153,7 @@ def _checked(place: str, fields: Any, levels: Iterable[str]) -> Record:
     return record
 
 
-def _rows(source: str) -> Iterator[tuple[str, Any]]:
+def rows(source: str) -> Iterator[tuple[str, Any]]:
     """(where, fields) of every row of a source."""
     path = Path(source).expanduser()
     if source == BUILTIN:
@@ -199,7 +200,8 @@ def _dataset_rows(source: str) -> Iterator[tuple[str, Any]]:
         if (Path(source) / "dataset_info.json").exists():
             dataset: Any = load_from_disk(source)
         else:
-            dataset = load_dataset(source, split="train", streaming=True)
+            name, _, config = source.partition(":")
+            dataset = load_dataset(name, config or None, split="train", streaming=True)
         for number, row in enumerate(dataset, start=1):
             yield f"{source}, row {number}", row
     except AlignvecError:

@@ -1,0 +1,197 @@
+"""What people said about responses, in an SQLite file: safe for many writers and against kills.
+
+An item is one response of a record with its query. People are asked for its level without being
+shown the level that it was written at: ids are in random order, and each annotator gets an order of
+their own.
+"""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from itertools import chain, zip_longest
+from pathlib import Path
+
+from sqlalchemy import URL, Connection
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.exc import DatabaseError
+from sqlalchemy.orm import registry
+from sqlmodel import Field, Session, SQLModel, create_engine, select
+
+from alignvec.data.records import Record
+from alignvec.errors import AlignvecError
+
+_OURS = 0x616C7661  # SQLite's application id: "alva"
+_PATIENCE = 30.0  # seconds that a writer waits for another
+
+
+class _Table(SQLModel, registry=registry()):
+    """Of this file, not of any other that SQLModel knows."""
+
+
+class Item(_Table, table=True):
+    """One response.
+
+    Attributes:
+        level: what it was written at.
+        rank: of that level, from low to high.
+    """
+
+    id: int | None = Field(default=None, primary_key=True)
+    record: str
+    level: str
+    rank: int
+    query: str
+    response: str
+
+
+class Answer(_Table, table=True):
+    """What an annotator took an item for, and when (ISO 8601)."""
+
+    item: int = Field(foreign_key="item.id", primary_key=True)
+    annotator: str = Field(primary_key=True)
+    level: str
+    note: str = ""
+    time: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+class Annotations:
+    """The items and answers of one file.
+
+    Attributes:
+        items: by id; they never change.
+        levels: from low to high.
+    """
+
+    def __init__(self, path: Path, items: Sequence[Item] = ()) -> None:
+        """Open a file; where there is none, make it from `items`.
+
+        Raises:
+            AlignvecError: there is none and no items; or it is not ours, or has other items.
+        """
+        self.path = path
+        if items:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        elif not path.is_file():
+            raise AlignvecError(f"no answers at {path}")
+        url = URL.create("sqlite", database=str(path))
+        self._engine = create_engine(url, connect_args={"timeout": _PATIENCE})
+        with self._session() as session:
+            connection = session.connection()
+            if items:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")  # two may start at the same time
+            if _is_new(connection) and items:
+                connection.exec_driver_sql(f"PRAGMA application_id = {_OURS}")
+                _Table.metadata.create_all(connection)
+                session.add_all(items)
+            elif connection.exec_driver_sql("PRAGMA application_id").scalar() != _OURS:
+                raise AlignvecError(f"{path} is no file of answers that alignvec wrote")
+            session.commit()
+            if items:  # readers and one writer do not wait for each other
+                session.connection().exec_driver_sql("PRAGMA journal_mode = WAL")
+            stored = session.exec(select(Item).order_by("id")).all()
+        if items and {_content(item) for item in items} != {_content(item) for item in stored}:
+            raise AlignvecError(
+                f"{path} holds answers on other items; go on with the data and the options it "
+                "was made from (or name no data), or choose another file"
+            )
+        self.items = {item.id: item for item in stored if item.id is not None}
+        ranks = {item.level: item.rank for item in stored}
+        self.levels = sorted(ranks, key=ranks.__getitem__)
+
+    def add(self, answers: Iterable[Answer]) -> None:
+        """Keep answers, all or none; one that an annotator gave to an item before is replaced."""
+        rows = [answer.model_dump() for answer in answers]
+        statement = insert(Answer)
+        new = {name: statement.excluded[name] for name in ("level", "note", "time")}
+        statement = statement.on_conflict_do_update(["item", "annotator"], set_=new)
+        with self._session() as session:
+            if rows:
+                session.connection().execute(statement, rows)
+            session.commit()
+
+    def answers(self, annotator: str | None = None) -> list[Answer]:
+        """All answers, or those of one annotator."""
+        query = select(Answer).order_by("item", "annotator")
+        if annotator is not None:
+            query = query.where(Answer.annotator == annotator)
+        with self._session() as session:
+            return list(session.exec(query))
+
+    def order(self, annotator: str) -> list[int]:
+        """The items as this annotator gets them: shuffled, the same every time."""
+        ids = sorted(self.items)
+        random.Random(annotator).shuffle(ids)
+        return ids
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._engine.dispose()
+
+    @contextmanager
+    def _session(self) -> Iterator[Session]:
+        try:
+            with Session(self._engine, expire_on_commit=False) as session:
+                yield session
+        except (DatabaseError, sqlite3.Error) as error:
+            reason = getattr(error, "orig", None) or error
+            raise AlignvecError(f"{self.path} cannot be used: {reason}") from error
+
+
+def _is_new(connection: Connection) -> bool:
+    """An empty file is one, too: a start that was killed leaves it."""
+    return not connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar()
+
+
+def _content(item: Item) -> tuple[str, str, int, str, str]:
+    return item.record, item.level, item.rank, item.query, item.response
+
+
+def items_of(records: Iterable[Record], levels: Sequence[str], seed: int = 0) -> list[Item]:
+    """Every response of the records, in random order.
+
+    Args:
+        levels: from low to high.
+    """
+    items = [
+        Item(
+            record=record.id,
+            level=level,
+            rank=rank,
+            query=record.query,
+            response=record.levels[level],
+        )
+        for record in records
+        for rank, level in enumerate(levels)
+    ]
+    random.Random(seed).shuffle(items)
+    return items
+
+
+def sample(
+    records: Sequence[Record], limit: int, seed: int = 0, stratified: bool = True
+) -> list[Record]:
+    """At most `limit` random records; stratified: as many of each domain, as far as they go."""
+    domains: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        domains[record.domain if stratified else ""].append(record)
+    chance = random.Random(seed)
+    shuffled = [chance.sample(domains[name], len(domains[name])) for name in sorted(domains)]
+    in_turns = chain.from_iterable(zip_longest(*shuffled))
+    return [record for record in in_turns if record][:limit]
+
+
+def annotator_name(text: str) -> str:
+    """A name as it is kept, so that one person is not two: in lower case, with single spaces.
+
+    Raises:
+        AlignvecError: there is none, or it is longer than a name or cannot be printed.
+    """
+    name = " ".join(text.split()).casefold()
+    if not name or len(name) > 80 or not name.isprintable():
+        raise AlignvecError("a name has 1 to 80 characters that can be printed")
+    return name

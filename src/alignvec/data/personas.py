@@ -1,0 +1,180 @@
+"""Personas: from PersonaHub or a file like it, and new ones (the paper's CreatePersona)."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from alignvec.data.chat import Chat, Task
+from alignvec.data.duplicates import NearDuplicates
+from alignvec.data.journal import Journal, key_of
+from alignvec.data.prompts import PEOPLE, Prompt
+from alignvec.data.records import rows
+from alignvec.data.spectrum import Spectrum
+from alignvec.data.synthesis import Budget, Outcome, write_texts
+from alignvec.errors import AlignvecError
+
+PERSONA_HUB = "proj-persona/PersonaHub"
+_SHOWN = 3  # people of the set so far that a prompt shows
+_MAX_TOKENS = 80
+_PATIENCE = 5  # rounds without a new persona
+
+
+class Persona(BaseModel):
+    """Who asks.
+
+    Attributes:
+        persona: one sentence in the third person.
+        traits: what CreatePersona asked for (age, place, job, register).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: str = Field(min_length=1)
+    domain: str
+    persona: str = Field(min_length=1)
+    source: str
+    traits: dict[str, str] = {}
+
+    @classmethod
+    def of(
+        cls, domain: str, text: str, source: str, traits: dict[str, str] | None = None
+    ) -> Persona:
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        return cls(
+            id=f"{domain}-p{digest}", domain=domain, persona=text, source=source,
+            traits=traits or {},
+        )  # fmt: skip
+
+
+def from_hub(
+    source: str, spectrum: Spectrum, limit: int, any_domain: bool = False, seed: int = 0
+) -> list[Persona]:
+    """Personas of PersonaHub, or of a JSON Lines file or dataset with a field `persona`.
+
+    Those of the spectrum's domain (one of its keywords is said), near duplicates left out; a random
+    `limit` of them, in one pass over the source.
+
+    Raises:
+        AlignvecError: the source cannot be read, or has no persona of the domain.
+    """
+    source = f"{source}:persona" if source == PERSONA_HUB else source
+    said = re.compile("|".join(map(re.escape, spectrum.keywords)) or "$^", re.IGNORECASE)
+    chance, chosen, count = random.Random(seed), list[str](), 0
+    for place, fields in rows(source):
+        text = fields.get("persona") if isinstance(fields, dict) else None
+        if not isinstance(text, str):
+            raise AlignvecError(f"{place}: field 'persona' is missing or not text")
+        text = " ".join(text.split())
+        if not text or not (any_domain or said.search(text)):
+            continue
+        count += 1  # reservoir sampling: each is kept with the same chance
+        if len(chosen) < limit:
+            chosen.append(text)
+        elif (slot := chance.randrange(count)) < limit:
+            chosen[slot] = text
+    near = NearDuplicates()
+    kept = [text for text in chosen if near.add_new(text)]
+    if not kept:
+        raise AlignvecError(f"{source} holds no persona of domain '{spectrum.domain}'")
+    return [Persona.of(spectrum.domain, text, source) for text in kept]
+
+
+def create(
+    count: int,
+    spectrum: Spectrum,
+    seeds: Sequence[Persona],
+    chat: Callable[[], Chat],
+    journal: Journal,
+    prompt: Prompt,
+    budget: Budget | None = None,
+    concurrency: int = 16,
+    seed: int = 0,
+    on_done: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[list[Persona], Outcome]:
+    """`count` new personas, grown round by round from the seeds and from the set so far.
+
+    Each is asked to have the traits that are rarest so far; one that reads like another is left
+    out and asked for again. The same arguments give the same personas, from the journal.
+
+    Returns:
+        The new ones, fewer than `count` where the writer has no more ideas, and what it took.
+
+    Raises:
+        AlignvecError: see `write_texts`.
+    """
+    chance = random.Random(seed)
+    people, near = list(seeds), NearDuplicates()
+    for persona in people:
+        near.add_new(persona.persona)
+    used = {trait: Counter(p.traits.get(trait) for p in people) for trait in PEOPLE}
+    created: list[Persona] = []
+    total = Outcome()
+    rounds = idle = 0
+    while len(created) < count and idle < _PATIENCE and not total.beyond:
+        rounds += 1
+        asked = [
+            request(spectrum, prompt, people, used, chance, sample=rounds)
+            for _ in range(min(concurrency, count - len(created)))
+        ]
+        writer, tasks = chat(), [task for _, task in asked]
+        total += write_texts(tasks.copy, writer, journal, budget, concurrency)
+        before = len(created)
+        for traits, task in asked:
+            key = key_of(task, writer)
+            text = as_persona(journal[key].text) if key in journal else None
+            if text and near.add_new(text):
+                persona = Persona.of(spectrum.domain, text, "CreatePersona", traits)
+                created.append(persona)
+                people.append(persona)
+        on_done(len(created), count)
+        idle = 0 if len(created) > before else idle + 1
+    return created, total
+
+
+def request(
+    spectrum: Spectrum,
+    prompt: Prompt,
+    people: Sequence[Persona],
+    used: Mapping[str, Counter[str | None]],
+    chance: random.Random,
+    sample: int = 0,
+) -> tuple[dict[str, str], Task]:
+    """What to ask for one more persona: traits that are rare so far, and a few people to differ
+    from. The traits count as used from now on.
+    """
+    traits = {trait: _rarest(values, used[trait], chance) for trait, values in PEOPLE.items()}
+    shown = chance.sample(list(people), min(_SHOWN, len(people)))
+    examples = "\n".join(f"- {one.persona}" for one in shown) or "(none yet)"
+    messages = prompt.messages(about=spectrum.about, examples=examples, **traits)
+    return traits, Task.of(messages, _MAX_TOKENS, sample)
+
+
+def _rarest(values: Sequence[str], used: Counter[str | None], chance: random.Random) -> str:
+    fewest = min(used[value] for value in values)
+    value = chance.choice([value for value in values if used[value] == fewest])
+    used[value] += 1
+    return value
+
+
+def as_persona(text: str) -> str | None:
+    """The sentence of an answer, if it is about a person, as in "A retired bus driver who ..."."""
+    line = next((line.strip(" -*\"'") for line in text.splitlines() if line.strip()), "")
+    line = re.sub(r"^(\d+[.)]|Persona:|Person:)\s*", "", line)
+    if not re.match(r"(A|An)\s", line) or not 6 <= len(line.split()) <= 60:
+        return None
+    return line
+
+
+def read_personas(path: Path) -> Iterator[Persona]:
+    """Raises: AlignvecError: the file cannot be read, or a line is no persona."""
+    from alignvec.files import checked
+
+    for place, fields in rows(str(path)):
+        yield checked(Persona, fields, place)

@@ -1,0 +1,39 @@
+"""Responses: each query answered at every level of a spectrum, under that level's instruction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from alignvec.data.chat import Task
+from alignvec.data.prompts import Prompt
+from alignvec.data.queries import Query
+from alignvec.data.spectrum import Spectrum
+
+_TOKENS_A_WORD = 2  # more than any response needs: a cut one is of no use
+
+
+def response_tasks(
+    queries: Iterable[Query], spectrum: Spectrum, prompt: Prompt
+) -> Iterator[tuple[Query, list[Task]]]:
+    """Of each query a task a level, from low to high.
+
+    The spectrum's examples go before the query as turns of the conversation.
+    """
+    for query in queries:
+        tasks = []
+        for level in spectrum.levels:
+            least, most = spectrum.band(level.name)
+            system, asked = prompt.messages(
+                query=query.query, instruction=level.instruction, about=spectrum.about,
+                least=least, most=most,
+            )  # fmt: skip
+            shown = [
+                turn
+                for example in spectrum.examples
+                for turn in (
+                    {"role": "user", "content": example.query},
+                    {"role": "assistant", "content": example.responses[level.name]},
+                )
+            ]
+            tasks.append(Task.of([system, *shown, asked], _TOKENS_A_WORD * most))
+        yield query, tasks
