@@ -33,9 +33,9 @@ def test_a_written_setting_parses_back(setting):
         ("medical=", "write KNOB=STRENGTH"),
         ("", "write KNOB=STRENGTH"),
         ("medical=very", "knob 'medical' has no units yet"),
-        ("medical=1,medical=2", "set twice"),
+        ("medical=1,medical=2", "named twice"),
         ("medcial=1", "unknown knob 'medcial'; did you mean 'medical'?"),
-        ("x=1", "unknown knob 'x'; known: legal, medical"),
+        ("x=1", "unknown knob 'x'; one of legal, medical"),
     ],
 )
 def test_a_bad_setting_is_refused_by_name(text, message):

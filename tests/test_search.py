@@ -223,7 +223,7 @@ def test_a_written_target_parses_back(target):
     [
         ("tea", "write DOMAIN=LEVEL"),
         ("tea=expert,tea=generic", "named twice"),
-        ("wine=expert", "unknown domain 'wine'; the data has"),
+        ("wine=expert", "unknown domain 'wine'; one of"),
         ("tea=exprt", "unknown level 'exprt'; did you mean 'expert'?"),
     ],
 )

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignvec.data import PreferencePair
-from alignvec.errors import AlignvecError
+from alignvec.errors import AlignvecError, check_known
 from alignvec.files import check_free, read_json, whole_folder, write_json
 from alignvec.likelihood import Row, can_branch, logprobs
 from alignvec.models import default_dtype, load_base, one_line, parse_dtype, plain_prompt
@@ -90,10 +90,8 @@ class AlignSettings:
     save_every: int = 10
 
     def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
-            raise AlignvecError(f"unknown loss '{self.loss}'; one of {', '.join(LOSSES)}")
-        if self.method not in METHODS:
-            raise AlignvecError(f"unknown method '{self.method}'; one of {', '.join(METHODS)}")
+        check_known("loss", self.loss, LOSSES)
+        check_known("method", self.method, METHODS)
         for name in ("epochs", "beta", "batch_size", "rank", "max_length", "save_every", "layers"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise AlignvecError(f"{name} must be a positive number, not {getattr(self, name)}")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class AlignvecError(Exception):
     """Something a user can mend: what is wrong, with the file or field, and what to do.
@@ -9,3 +12,13 @@ class AlignvecError(Exception):
     The command line prints the message on one line and exits with 1; a traceback only with
     ``--debug``.
     """
+
+
+def check_known(what: str, name: object, known: Iterable[str]) -> None:
+    """Raises: AlignvecError: `name` is none of the known; with the one that may be meant."""
+    names = list(known)
+    if name not in names:
+        close = get_close_matches(str(name), names, n=1)
+        others = f"one of {', '.join(names)}" if names else "there is none"
+        hint = f"did you mean '{close[0]}'?" if close else others
+        raise AlignvecError(f"unknown {what} '{name}'; {hint}")

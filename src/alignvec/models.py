@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignvec.errors import AlignvecError
+from alignvec.errors import AlignvecError, check_known
 from alignvec.files import read_object, whole_folder
 
 if TYPE_CHECKING:
@@ -337,8 +337,7 @@ def parse_dtype(name: str | None, on_disk: bool = False) -> torch.dtype | None:
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if on_disk:
         known["int8"] = torch.int8
-    if name not in known:
-        raise AlignvecError(f"unknown dtype '{name}'; one of {', '.join(known)}")
+    check_known("dtype", name, known)
     return known[name]
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from alignvec.data.splits import SPLITS, split_of
-from alignvec.errors import AlignvecError
+from alignvec.errors import AlignvecError, check_known
 
 BUILTIN = "builtin"
 LEVELS = ("avoidance", "generic", "expert")  # from low to high
@@ -103,8 +103,8 @@ def read_records(
         AlignvecError: the source is missing or empty, a record is malformed (with file, line and
             field), an id comes twice, or nothing is left after `domain` and `split`.
     """
-    if split is not None and split not in SPLITS:
-        raise AlignvecError(f"unknown split '{split}'; one of {', '.join(SPLITS)}")
+    if split is not None:
+        check_known("split", split, SPLITS)
     first_seen: dict[str, str] = {}
     domains: set[str] = set()
     kept = 0

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from alignvec.data import Record
-from alignvec.errors import AlignvecError
+from alignvec.errors import AlignvecError, check_known
 from alignvec.evaluate.rates import Rates, preference_rates, response_rows
 from alignvec.files import read_json, write_json
 from alignvec.knobs import KnobModel
@@ -99,8 +99,7 @@ def sweep(
     Raises:
         AlignvecError: an unknown knob.
     """
-    if knob not in model.vectors:
-        raise AlignvecError(f"unknown knob '{knob}'; known: {', '.join(sorted(model.vectors))}")
+    check_known("knob", knob, model.vectors)
     setting = model.setting
     identity = _identity(model, knob, records, levels)
     known = _known_points(save_to, identity)

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignvec.errors import AlignvecError
+from alignvec.errors import AlignvecError, check_known
 from alignvec.knobs.fold import Fold
 from alignvec.knobs.gate import Gate
 from alignvec.knobs.schedule import Schedule, check_schedule, turn_along
@@ -67,8 +67,7 @@ class KnobModel:
         Raises:
             AlignvecError: a vector cannot be loaded, does not fit, or cannot be gated.
         """
-        if mode not in MODES:
-            raise AlignvecError(f"unknown mode '{mode}'; one of {', '.join(MODES)}")
+        check_known("mode", mode, MODES)
         # In memory: a knob turns in milliseconds, not at the speed of a disk.
         self.vectors = {knob: _load(vector).in_memory() for knob, vector in vectors.items()}
         self.model = model

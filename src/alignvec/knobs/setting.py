@@ -8,11 +8,10 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, SupportsFloat
 
-from alignvec.errors import AlignvecError
+from alignvec.errors import AlignvecError, check_known
 from alignvec.files import read_object
 from alignvec.knobs.calibration import Calibration
 
@@ -37,19 +36,29 @@ def parse_setting(text: str) -> dict[str, float | str]:
     if text.startswith("@"):
         return _read_setting(Path(text[1:]))
     setting: dict[str, float | str] = {}
-    for part in text.split(","):
-        knob, equals, strength = (piece.strip() for piece in part.partition("="))
-        if not (knob and equals and strength):
-            raise AlignvecError(
-                f"'{part.strip()}' is no setting; write KNOB=STRENGTH, as in medical=0.7"
-            )
-        if knob in setting:
-            raise AlignvecError(f"knob '{knob}' is set twice in '{text}'")
+    for knob, strength in parse_pairs(text, "setting", "KNOB=STRENGTH, as in medical=0.7").items():
         try:
             setting[knob] = float(strength)
         except ValueError:
             setting[knob] = strength
     return setting
+
+
+def parse_pairs(text: str, what: str, form: str) -> dict[str, str]:
+    """`a=b,c=d` as a mapping.
+
+    Raises:
+        AlignvecError: it is not of that form, or names something twice.
+    """
+    pairs: dict[str, str] = {}
+    for part in text.split(","):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not (name and equals and value):
+            raise AlignvecError(f"'{part.strip()}' is no {what}; write {form}")
+        if name in pairs:
+            raise AlignvecError(f"'{name}' is named twice in '{text}'")
+        pairs[name] = value
+    return pairs
 
 
 def _read_setting(path: Path) -> dict[str, float | str]:
@@ -82,11 +91,7 @@ def check_setting(setting: Wanted, vectors: Mapping[str, AlignmentVector]) -> Se
     """
     checked = dict.fromkeys(vectors, 0.0)
     for knob, strength in setting.items():
-        if knob not in vectors:
-            close = get_close_matches(str(knob), vectors, n=1)
-            known = ", ".join(sorted(vectors)) or "none; give a vector"
-            hint = f"did you mean '{close[0]}'?" if close else f"known: {known}"
-            raise AlignvecError(f"unknown knob '{knob}'; {hint}")
+        check_known("knob", knob, sorted(vectors))
         stored = vectors[knob].calibration
         measured = None
         if stored is not None or isinstance(strength, str):

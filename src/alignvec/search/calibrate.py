@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from alignvec.data import Record
-from alignvec.errors import AlignvecError
+from alignvec.errors import AlignvecError, check_known
 from alignvec.knobs import KnobModel
 from alignvec.knobs.calibration import Calibration
 from alignvec.search.neutral import Neutral
@@ -46,8 +46,7 @@ def calibrate(
     Raises:
         AlignvecError: an unknown knob, or no records.
     """
-    if knob not in model.vectors:
-        raise AlignvecError(f"unknown knob '{knob}'; known: {', '.join(sorted(model.vectors))}")
+    check_known("knob", knob, model.vectors)
     if not records:
         raise AlignvecError(f"knob '{knob}': no queries to calibrate on")
     strengths = np.unique([0.0, *np.linspace(*limits, steps)])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alignvec.data import BUILTIN, Record, split_of
-from alignvec.errors import AlignvecError
+from alignvec.errors import AlignvecError, check_known
 from alignvec.evaluate.rates import Rates, rates_of
 from alignvec.knobs import KnobModel
 from alignvec.knobs.route import domain_of
@@ -147,8 +147,7 @@ def search(
         AlignvecError: an unknown method or knob, empty limits, a domain without queries, or a
             front of several targets.
     """
-    if method not in METHODS:
-        raise AlignvecError(f"unknown method '{method}'; one of {', '.join(METHODS)}")
+    check_known("method", method, METHODS)
     if front and len(targets) != 1:
         raise AlignvecError(f"a front is of one target, not {len(targets)}")
     box = _box(list(model.vectors), limits or {})
@@ -261,8 +260,7 @@ def split_for_search(
 
 def _box(knobs: list[str], limits: Mapping[str, tuple[float, float]]) -> Any:
     for knob, (low, high) in limits.items():
-        if knob not in knobs:
-            raise AlignvecError(f"unknown knob '{knob}'; known: {', '.join(sorted(knobs))}")
+        check_known("knob", knob, knobs)
         if not low < high:
             raise AlignvecError(f"knob '{knob}': nothing lies between {low:g} and {high:g}")
     return np.array([limits.get(knob, (-2.0, 2.0)) for knob in knobs], dtype=float)

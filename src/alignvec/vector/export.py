@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from alignvec.errors import AlignvecError
+from alignvec.errors import AlignvecError, check_known
 from alignvec.files import check_free, checked, read_object, whole_folder, write_file
 from alignvec.models import find_base
 from alignvec.vector.alignment_vector import AlignmentVector
@@ -63,8 +63,7 @@ def export(
         AlignvecError: an unknown format, a vector that is not wholly low-rank, or an architecture
             that cannot be written for llama.cpp.
     """
-    if form not in FORMATS:
-        raise AlignvecError(f"unknown format '{form}'; one of {', '.join(FORMATS)}")
+    check_known("format", form, FORMATS)
     check_free(out, overwrite)
     factored: dict[str, LowRank] = {}
     for name, delta in vector.deltas.items():
