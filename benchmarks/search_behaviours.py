@@ -4,17 +4,20 @@
 
 FOLDER holds `DOMAIN-av` for medical, financial and legal (alignvec align and extract with their
 defaults), and for the ways with two knobs a domain `DOMAIN-expert-av` and `DOMAIN-avoidance-av`
-(`--prefer expert,generic` and `--prefer avoidance,generic`). Ways:
+(`--prefer expert,generic` and `--prefer avoidance,generic`), and `DOMAIN-held-av` (`--hold` for
+each of the other two). Ways:
 
     plain        three vectors added, as in the paper
-    apart        the same, less the part that is common to them (their mean)
+    anchored     vectors trained with the other domains held still
+    apart        `plain`, less the part that is common to them (their mean)
     two          two vectors a domain
     routed       `plain`, each knob on the queries of its own domain (a classifier picks it)
     routed two   `two`, likewise
 
 Searched on the built-in validation queries, rates on test queries. Of each way also the leak
-matrix: one domain's knobs turned from the base to its expert setting, how far the mean level of
-each domain moves (in levels). Written after every way, and a way that is there is not run again.
+matrix (one domain's knobs turned from the base to its expert setting, how far the mean level of
+each domain moves, in levels) and a figure beside OUT. Written after every way, and a way that is
+there is not run again.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from alignvec import AlignmentVector, KnobModel
 from alignvec.data import LEVELS, Record, read_records
 from alignvec.knobs.route import Router, domain_of
 from alignvec.progress import progress
+from alignvec.report.figures import draw_behaviours
 from alignvec.search import Scorer, behaviours, search
 from alignvec.search.search import split_for_search
 
@@ -60,8 +64,9 @@ def main() -> None:
             model = KnobModel.from_pretrained("embedded", vectors(options.vectors, way))
             if way.startswith("routed"):
                 router = router or trained(model, records)
+            figure = options.out.with_name(f"{options.out.stem}-{name.replace(' ', '-')}")
             result = measured(model, searched, held_out, method, options.passes,
-                              router if way.startswith("routed") else None)  # fmt: skip
+                              router if way.startswith("routed") else None, figure)  # fmt: skip
             results[name] = result
             options.out.parent.mkdir(parents=True, exist_ok=True)
             options.out.write_text(json.dumps(results, indent=1) + "\n")
@@ -72,7 +77,10 @@ def vectors(folder: Path, way: str) -> dict[str, AlignmentVector]:
     if "two" in way:
         knobs = [f"{domain}-{level}" for domain in DOMAINS for level in ("expert", "avoidance")]
         return {knob: AlignmentVector.from_pretrained(folder / f"{knob}-av") for knob in knobs}
-    found = {d: AlignmentVector.from_pretrained(folder / f"{d}-av").in_memory() for d in DOMAINS}
+    kind = "held-av" if way == "anchored" else "av"
+    found = {
+        d: AlignmentVector.from_pretrained(folder / f"{d}-{kind}").in_memory() for d in DOMAINS
+    }
     if way == "apart":
         first, second, third = found.values()
         common = (1 / 3) * (first + second + third)
@@ -94,6 +102,7 @@ def measured(
     method: str,
     passes: int | None,
     router: Router | None,
+    figure: Path,
 ) -> dict[str, Any]:
     start = time.perf_counter()
     targets = list(behaviours(DOMAINS, LEVELS))
@@ -102,6 +111,7 @@ def measured(
             model, targets, searched, held_out, LEVELS, method, passes, router=router,
             on_pass=on_pass, on_verified=on_verified,
         )  # fmt: skip
+    draw_behaviours(result, figure)
     return {
         "reached": sum(found.reached for found in result.found),
         "firmly": sum(found.firmly for found in result.found),

@@ -91,6 +91,14 @@ def align(
         bool, typer.Option("--all-pairs", help="Also pairs of levels that are not neighbours.")
     ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many records.")] = None,
+    hold: Annotated[
+        list[str],
+        typer.Option(
+            metavar="DOMAIN",
+            help="Keep the knob from moving this domain: as many pairs again, of its records and "
+            "in both directions, want a margin of zero; repeat.",
+        ),
+    ] = [],  # noqa: B006
     loss: Annotated[
         str, typer.Option(help="dpo, ipo, hinge, nca, bco, sppo, aot, apo_zero, ...")
     ] = "dpo",
@@ -129,7 +137,7 @@ def align(
     """
     from alignvec.align import AlignSettings
     from alignvec.align import align as train
-    from alignvec.data.pairs import parse_order, preference_pairs
+    from alignvec.data.pairs import anchor_pairs, parse_order, preference_pairs
 
     settings = AlignSettings(
         loss=loss,
@@ -148,7 +156,12 @@ def align(
     records = _records(data, order, domain, split, "train")[:limit]
     pairs = list(preference_pairs(records, order, all_pairs))
     logger.info("%d records, %d pairs (%s)", len(records), len(pairs), " > ".join(order))
-    provenance = {"data": _source_name(data), "domain": domain, "prefer": order, "split": split}
+    held = [record for one in hold for record in _records(data, order, one, split, "train")]
+    if held:
+        pairs += anchor_pairs(held, order, len(pairs))
+    provenance = {
+        "data": _source_name(data), "domain": domain, "prefer": order, "split": split, "held": hold,
+    }  # fmt: skip
     train(base, pairs, out, settings, provenance=provenance, overwrite=overwrite, device=device)
     if as_json:
         from alignvec.files import read_json

@@ -53,3 +53,17 @@ def preference_pairs(
                 chosen=record.levels[better],
                 rejected=record.levels[worse],
             )
+
+
+def anchor_pairs(
+    records: Sequence[Record], order: Sequence[str], count: int
+) -> Iterator[PreferencePair]:
+    """About `count` pairs, spread over the records, each preference in both directions.
+
+    Training on both wants a margin of zero: what the model thinks of these records stays.
+    """
+    each = 2 * (len(order) - 1)
+    every = max(1, each * len(records) // max(1, count))
+    for record in records[::every]:
+        yield from preference_pairs([record], order)
+        yield from preference_pairs([record], order[::-1])
