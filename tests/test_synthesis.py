@@ -302,7 +302,7 @@ class Inventive(Scripted):
     async def complete(self, task):
         number = len(self.asked)
         self.asked.append(task)
-        wish = task.messages[-1][1].split("The person is ")[1].split(".")[0]
+        wish = task.messages[-1][1].split("medicine: ")[1].rstrip(".")
         old = number % 4 == 3
         text = "A baker who bakes and bakes the same bread in the same town every single day."
         if not old:

@@ -918,6 +918,8 @@ def main() -> None:
         _fail(str(error), error)
     except KeyboardInterrupt:
         sys.exit(130)
+    except ModuleNotFoundError as error:
+        _fail(f"this needs {error.name}; install alignvec[all]", error)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         _fail(f"{error.strerror or error}{where}", error)

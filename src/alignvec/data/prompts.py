@@ -1,10 +1,13 @@
-"""The prompts that writers get: text files with a version, a system part and a user part.
+"""The prompts that writers get: text files with a version and parts between lines of `---`.
 
-`$name` is filled in. A folder with a file of the same name may stand in for the package's own.
+The first part is the system message, the last one what is asked; between them lie examples, a
+user's turn and the assistant's in turn. `$name` is filled in. A folder with a file of the same name
+may stand in for the package's own.
 """
 
 from __future__ import annotations
 
+import itertools
 import string
 from importlib import resources
 from pathlib import Path
@@ -35,24 +38,28 @@ class Prompt:
         except (OSError, UnicodeDecodeError) as error:
             raise AlignvecError(f"{path} cannot be read: {error}") from None
         head, _, version = (lines[0] if lines else "").partition("# version ")
-        if head or not version.strip().isdigit() or lines.count("---") != 1:
+        parts = "\n".join(lines[1:]).split("\n---\n")
+        if head or not version.strip().isdigit() or len(parts) % 2:
             raise AlignvecError(
-                f"{path} is no prompt: '# version 1', the system part, '---', the user part"
+                f"{path} is no prompt: '# version 1', then parts between lines of '---': system, "
+                "examples (user, assistant, ...), user"
             )
-        self.version, cut = int(version), lines.index("---")
-        self._parts = [
-            string.Template("\n".join(part).strip()) for part in (lines[1:cut], lines[cut + 1 :])
-        ]
+        self.version = int(version)
+        self._parts = [string.Template(part.strip()) for part in parts]
         self._path = path
 
     def messages(self, **values: object) -> list[Message]:
-        """The system and the user message.
+        """System, examples, user.
 
         Raises:
             AlignvecError: the file has a place that nothing is known for.
         """
         try:
-            system, user = (part.substitute(values) for part in self._parts)
+            texts = [part.substitute(values) for part in self._parts]
         except (KeyError, ValueError) as error:
             raise AlignvecError(f"{self._path}: nothing to fill in for {error}") from None
-        return [{"role": "system", "content": system}, {"role": "user", "content": user}]
+        roles = [
+            "system",
+            *itertools.islice(itertools.cycle(("user", "assistant")), len(texts) - 1),
+        ]
+        return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]

@@ -23,7 +23,7 @@ def response_tasks(
         tasks = []
         for level in spectrum.levels:
             least, most = spectrum.band(level.name)
-            system, asked = prompt.messages(
+            *before, asked = prompt.messages(
                 query=query.query, instruction=level.instruction, about=spectrum.about,
                 least=least, most=most,
             )  # fmt: skip
@@ -35,5 +35,5 @@ def response_tasks(
                     {"role": "assistant", "content": example.responses[level.name]},
                 )
             ]
-            tasks.append(Task.of([system, *shown, asked], _TOKENS_A_WORD * most))
+            tasks.append(Task.of([*before, *shown, asked], _TOKENS_A_WORD * most))
         yield query, tasks
