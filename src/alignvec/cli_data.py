@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from alignvec.cli_options import AsJson, Out, Overwrite
+from alignvec.cli_options import AsJson, Domain, Out, Overwrite
 from alignvec.errors import AlignvecError
 from alignvec.progress import progress
 
 if TYPE_CHECKING:
+    from alignvec.data.annotations import Annotations
     from alignvec.data.chat import Chat, Task
     from alignvec.data.journal import Journal
     from alignvec.data.synthesis import Budget, Outcome
@@ -48,6 +49,22 @@ EndpointOption = Annotated[
         help="A server that speaks OpenAI's API, up to /v1; 'openai' is OpenAI itself. The key "
         "is read from OPENAI_API_KEY.",
     ),
+]
+MaybeSpectrum = Annotated[
+    str | None,
+    typer.Option("--spectrum", metavar="NAME|FILE", help="Whose levels, and what they mean."),
+]
+DataArgument = Annotated[str, typer.Argument(metavar="DATA", help="'builtin' or a .jsonl file.")]
+Spectra = Annotated[
+    list[str],
+    typer.Option(
+        "--spectrum",
+        metavar="NAME|FILE",
+        help="Of a domain of the data; repeat. Those that ship with alignvec are known.",
+    ),
+]
+LevelNames = Annotated[
+    str | None, typer.Option("--levels", metavar="LOW,...,HIGH", help="Default: the data's own.")
 ]
 Temperature = Annotated[float, typer.Option(min=0, help="0 is greedy.")]
 Concurrency = Annotated[int, typer.Option(min=1, help="Requests at the same time.")]
@@ -253,6 +270,342 @@ def responses(
 
         outcome = _write(tasks, chat, journal, budget, concurrency, "responses", "response")
         _finish(out, records(), len(questions), outcome, journal, budget, as_json)
+
+
+@app.command(
+    epilog="Example: alignvec data annotate records.jsonl --spectrum medical --limit 30 "
+    "--answers answers.sqlite\n\n"
+    "Example: alignvec data annotate --answers answers.sqlite --import label-studio=export.json"
+)
+def annotate(
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="DATA", help="Records; may be left out once there is a file of answers."
+        ),
+    ] = None,
+    answers: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="SQLite; made on the first start, then gone on with."),
+    ] = Path("answers.sqlite"),
+    spectrum: MaybeSpectrum = None,
+    levels: LevelNames = None,
+    domain: Domain = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many records.")] = None,
+    stratified: Annotated[
+        bool,
+        typer.Option("--stratified/--random", help="Of the limit, as many of each domain or not."),
+    ] = True,
+    seed: Annotated[int, typer.Option(help="Of the choice of records.")] = 0,
+    exports: Annotated[
+        list[str],
+        typer.Option(
+            "--export",
+            metavar="FORMAT=FILE",
+            help="Write the items for label-studio or argilla, and start no page.",
+        ),
+    ] = [],  # noqa: B006
+    imports: Annotated[
+        list[str],
+        typer.Option(
+            "--import",
+            metavar="FORMAT=FILE",
+            help="Take in the answers that one of them exported as JSON, and start no page.",
+        ),
+    ] = [],  # noqa: B006
+    host: Annotated[str, typer.Option(help="0.0.0.0 for the whole network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
+    overwrite: Overwrite = False,
+) -> None:
+    """A web page on which people say which level a response is, without being told.
+
+    Any number of annotators, each by a name and in an order of their own; every answer is on the
+    disk before the next response is shown. Whoever can open the page can answer under any name.
+    """
+    from alignvec.data.annotation_formats import FORMATS, export_items, import_answers
+    from alignvec.data.annotations import Annotations, items_of, sample
+    from alignvec.data.records import level_names, read_records
+
+    def file_of(text: str) -> tuple[str, Path]:
+        form, _, path = text.partition("=")
+        if form not in FORMATS or not path:
+            raise AlignvecError(f"'{text}' is not FORMAT=FILE; formats: {', '.join(FORMATS)}")
+        return form, Path(path)
+
+    written, read = [file_of(text) for text in exports], [file_of(text) for text in imports]
+    order, about = _levels(levels, spectrum)
+    items = []
+    if data is not None:
+        order = order or level_names(data)
+        records = list(read_records(data, order, domain))
+        items = items_of(sample(records, limit or len(records), seed, stratified), order, seed)
+    store = Annotations(answers, items)
+    for form, path in written:
+        files = export_items(store, form, path, about, overwrite)
+        typer.echo(f"{len(store.items)} items: {', '.join(map(str, files))}")
+    for form, path in read:
+        taken = import_answers(store, form, path)
+        store.add(taken)
+        names = {answer.annotator for answer in taken}
+        typer.echo(f"{len(taken)} answers by {len(names)} annotators: {answers}")
+    if not (written or read):
+        _serve(store, about, host, port)
+
+
+def _serve(store: Annotations, about: Mapping[str, str], host: str, port: int) -> None:
+    from threading import Event
+
+    try:
+        from alignvec.data.annotate_page import serving
+    except ImportError as error:
+        raise AlignvecError("the page needs Gradio 6: pip install 'alignvec[ui]'") from error
+    with serving(store, about, host, port) as address, suppress(KeyboardInterrupt):
+        typer.echo(f"{len(store.items)} items at {address} (Ctrl+C stops; answers: {store.path})")
+        Event().wait()
+    count = Counter(answer.annotator for answer in store.answers())
+    done = ", ".join(f"{name} {number}" for name, number in count.items()) or "none"
+    typer.echo(f"answers: {done}; next: alignvec data agreement {store.path}")
+
+
+@app.command(epilog="Example: alignvec data agreement answers.sqlite -o agreement")
+def agreement(
+    answers: Annotated[
+        Path,
+        typer.Argument(
+            metavar="ANSWERS",
+            help="From `data annotate`; or a table (.csv, .jsonl) with the columns item, "
+            "annotator, level and, if known, intended.",
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--out", help="A folder for the numbers, the confusion matrix, the disagreements."
+        ),
+    ] = None,
+    spectrum: MaybeSpectrum = None,
+    levels: LevelNames = None,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """How far the annotators agree, with each other and with the intended level.
+
+    Raw agreement, Cohen's kappa of each pair (plain, linear, quadratic), Fleiss' kappa,
+    Krippendorff's alpha (nominal, ordinal), with 95% intervals from a bootstrap over items.
+    """
+    import json
+
+    from alignvec.data import agreement as measures
+    from alignvec.files import write_json, write_text
+    from alignvec.report.figures import draw_confusion
+
+    ratings = measures.read_ratings(answers, _levels(levels, spectrum)[0])
+    found = measures.agreement(ratings, seed)
+    differing = measures.disagreements(ratings)
+    if out is not None:
+        if out.exists() and not out.is_dir():
+            raise AlignvecError(f"{out} is a file; -o takes a folder")
+        write_json(out / "agreement.json", found)
+        lines = (json.dumps(item, ensure_ascii=False) + "\n" for item in differing)
+        write_text(out / "disagreements.jsonl", "".join(lines))
+        if found["confusion"]:
+            draw_confusion(found["confusion"], out / "confusion")
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    _print_agreement(found)
+    where = f"; written: {out}" if out else ""
+    typer.echo(f"answers differ on {len(differing)} of {len(ratings.chosen)} items{where}")
+
+
+def _list_rules(wanted: bool) -> None:
+    if wanted:
+        from alignvec.data.rules import RULES
+
+        for name, rule in RULES.items():
+            typer.echo(f"{name:16}{rule.about}")
+        raise typer.Exit
+
+
+@app.command(
+    epilog="Example: alignvec data clean records.jsonl --spectrum medical -o clean.jsonl\n\n"
+    "Example: alignvec data clean records.jsonl --skip personal --skip length -o clean.jsonl"
+)
+def clean(
+    data: DataArgument,
+    out: Out,
+    spectra: Spectra = [],  # noqa: B006
+    levels: LevelNames = None,
+    skip: Annotated[
+        list[str], typer.Option(metavar="RULE", help="A rule to leave out; repeat.")
+    ] = [],  # noqa: B006
+    rules: Annotated[
+        bool,
+        typer.Option("--rules", callback=_list_rules, is_eager=True, help="List them and exit."),
+    ] = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Leave out the records that break a rule, and say which and why.
+
+    What is kept stays as it came. What is rejected goes to NAME.rejected.jsonl beside it, with the
+    rule and the reason.
+    """
+    import json
+
+    from alignvec.data.clean import clean as judge
+    from alignvec.data.clean import rejected_path
+    from alignvec.data.spectrum import read_spectrum
+    from alignvec.files import check_free
+
+    for path in (out, rejected_path(out)):
+        if path.exists() and Path(data).exists() and path.samefile(data):
+            raise AlignvecError(f"{path} is also an input; choose another name")
+        check_free(path, overwrite)
+    known = [read_spectrum(name) for name in spectra]
+    with progress("cleaning", "step") as advance:
+        cleaned = judge(data, known, _levels(levels, None)[0] or (), skip, advance)
+    cleaned.write(out, overwrite)
+    report = cleaned.report()
+    if as_json:
+        typer.echo(json.dumps({"data": data, **report}, indent=2))
+        return
+    _print_rejected(report["rejected"])
+    for domain, reasons in report["not_checked"].items():
+        for rule, why in reasons.items():
+            typer.echo(f"note: {rule} is not checked in domain '{domain}': {why}")
+    typer.echo(
+        f"{report['kept']} of {report['read']} records are kept: {out}; the others: "
+        f"{rejected_path(out)}"
+    )
+
+
+def _print_rejected(counts: Mapping[str, int]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from alignvec.data.rules import RULES
+
+    table = Table("rule", "what it asks for")
+    table.add_column("rejected", justify="right")
+    for rule, count in counts.items():
+        table.add_row(rule, RULES[rule].about, str(count))
+    Console().print(table)
+
+
+@app.command(epilog="Example: alignvec data stats builtin -o builtin-stats")
+def stats(
+    data: DataArgument,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="A folder for the numbers, a figure, a data sheet."),
+    ] = None,
+    spectra: Spectra = [],  # noqa: B006
+    levels: LevelNames = None,
+    about: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="For the data sheet, in Markdown: what the data is, who made it and how.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Lengths, diversity, readability and topics; does the length give the level away?"""
+    import json
+
+    from alignvec.data.datasheet import about_text, datasheet, length_line
+    from alignvec.data.spectrum import read_spectrum
+    from alignvec.data.stats import statistics
+    from alignvec.files import write_json, write_text
+    from alignvec.report.figures import draw_lengths
+
+    if out is not None and out.exists() and not out.is_dir():
+        raise AlignvecError(f"{out} is a file; -o takes a folder")
+    said = about_text(data, about)
+    known = [read_spectrum(name) for name in spectra]
+    found = statistics(data, known, _levels(levels, None)[0] or ())
+    if out is not None:
+        write_json(out / "stats.json", found)
+        write_text(out / "DATASHEET.md", datasheet(Path(data).name, found, said))
+        draw_lengths(found["levels"], out / "lengths")
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    _print_statistics(found)
+    for check in found["length_check"]:
+        typer.echo(length_line(check))
+    if found["left_out"]:
+        typer.echo(f"note: {found['left_out']} lines are no record with all its levels")
+    if out is not None:
+        typer.echo(f"written: {out}")
+
+
+def _print_statistics(found: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    domains = ", ".join(f"{name} {one['records']}" for name, one in found["domains"].items())
+    table = Table("", title=Text(f"{found['records']} records: {domains}"))
+    for column in ("words", "sd", "5% to 95%", "distinct-2", "commonest opening", "grade"):
+        table.add_column(column, justify="right")
+    for kind, one in {"query": found["queries"], **found["levels"]}.items():
+        words = one["words"]
+        opening = f"{one['commonest_opening']} ({one['commonest_opening_share']:.1%})"
+        table.add_row(
+            Text(kind), f"{words['mean']:.1f}", f"{words['sd']:.1f}",
+            f"{words['p5']:.0f} to {words['p95']:.0f}", f"{one['distinct_2']:.2f}", Text(opening),
+            f"{one['readability_grade']['mean']:.1f}",
+        )  # fmt: skip
+    Console().print(table)
+    topics, splits = found["topics"], found["splits"]
+    parts = ", ".join(f"{split} {count}" for split, count in splits.items())
+    typer.echo(f"{found['personas']} personas, {topics['distinct']} topics; {parts}")
+
+
+def _levels(levels: str | None, spectrum: str | None) -> tuple[list[str] | None, dict[str, str]]:
+    """The levels asked for, from low to high, and what those of the spectrum mean."""
+    from alignvec.data.pairs import parse_order
+    from alignvec.data.spectrum import read_spectrum
+
+    told = read_spectrum(spectrum).levels if spectrum else []
+    names = parse_order(levels) if levels else [level.name for level in told]
+    return names or None, {level.name: level.instruction for level in told}
+
+
+def _print_agreement(found: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    def value(measure: Mapping[str, Any]) -> str:
+        return "-" if measure["value"] is None else f"{measure['value']:.2f}"
+
+    def shown(measure: Mapping[str, Any]) -> str:
+        low, high = measure["interval"] or (None, None)
+        return value(measure) + (f" ({low:.2f} to {high:.2f})" if measure["interval"] else "")
+
+    pairs = [(", ".join(pair["annotators"]), pair) for pair in found["pairs"]]
+    if intended := found["with_intended"]:
+        pairs += [(f"{name}, intended", one) for name, one in intended["annotators"].items()]
+        pairs.append(("majority, intended", intended["majority"]))
+    table = Table("", "items", "raw", title="two by two (95% intervals)")
+    table.add_column("Cohen's kappa", no_wrap=True)
+    for weights in ("linear", "quadratic"):
+        table.add_column(weights)
+    for name, pair in pairs:
+        cells = value(pair["raw"]), shown(pair["kappa"]), value(pair["linear"])
+        table.add_row(Text(name), str(pair["raw"]["items"]), *cells, value(pair["quadratic"]))
+    Console().print(table)
+    together = found["together"]
+    typer.echo(
+        f"all together: raw {shown(together['raw'])}, Fleiss' kappa {shown(together['fleiss'])}\n"
+        f"Krippendorff's alpha: nominal {shown(together['alpha'])}, ordinal "
+        f"{shown(together['alpha_ordinal'])}"
+    )
+    for remark in found["remarks"]:
+        typer.echo(f"note: {remark}")
 
 
 def _writer(

@@ -17,11 +17,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from alignvec.data.records import LEVELS, rows
 from alignvec.errors import AlignvecError
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     Codes = NDArray[np.int64]  # of each item the index of a level, or -1
@@ -102,13 +103,16 @@ def _from_annotations(path: Path, levels: Sequence[str] | None) -> Ratings:
 
 
 def _from_table(path: Path, levels: Sequence[str]) -> Ratings:
+    from alignvec.data.annotations import annotator_name
+
     chosen: dict[str, dict[str, str]] = {}
     intended: dict[str, str] = {}
     for place, row in _table_rows(path):
         item, annotator, level = (row.get(name) for name in ("item", "annotator", "level"))
         if not (item and annotator and level):
             raise AlignvecError(f"{place}: a row has an item, an annotator and a level")
-        item, annotator, wanted = str(item), str(annotator), row.get("intended")
+        item, wanted = str(item), row.get("intended")
+        annotator = annotator_name(str(annotator), place)
         for name in (level, wanted or level):
             if name not in levels:
                 raise AlignvecError(
@@ -147,8 +151,6 @@ def agreement(ratings: Ratings, seed: int = 0) -> dict[str, Any]:
     Args:
         seed: of the bootstrap.
     """
-    import numpy as np
-
     with np.errstate(divide="ignore", invalid="ignore"):  # what is not defined becomes None
         found = _measures(ratings, seed)
     return {**found, "remarks": _remarks(ratings, found)}
@@ -214,16 +216,12 @@ def _remarks(ratings: Ratings, found: Mapping[str, Any]) -> list[str]:
 
 
 def _codes(ratings: Ratings, levels: Mapping[str, str]) -> Codes:
-    import numpy as np
-
     code = {level: index for index, level in enumerate(ratings.levels)}
     return np.array([code[levels[item]] if item in levels else -1 for item in ratings.chosen])
 
 
 def _two(a: Codes, b: Codes, levels: int, seed: int) -> dict[str, Any]:
     """Raw agreement and the kappas of two raters, on the items that both rated."""
-    import numpy as np
-
     both = (a >= 0) & (b >= 0)
     cells = np.eye(levels**2)[a[both] * levels + b[both]]  # item -> its cell of the table
     table = (_resamples(len(cells), seed) @ cells).reshape(-1, levels, levels)
@@ -239,8 +237,6 @@ def _two(a: Codes, b: Codes, levels: int, seed: int) -> dict[str, Any]:
 
 def _together(codes: Sequence[Codes], levels: int, seed: int) -> dict[str, Any]:
     """The measures of any number of raters."""
-    import numpy as np
-
     counts = np.stack([np.eye(levels + 1, dtype=int)[of][:, :-1] for of in codes]).sum(axis=0)
     counts = counts[counts.sum(axis=1) > 1]  # items with something to compare
     items, answers = len(counts), counts.sum(axis=1)
@@ -267,7 +263,6 @@ def _fleiss(counts: Codes, seed: int) -> Values:
 
 def _alpha(counts: Codes, weights: Values, scale: str) -> Values:
     import krippendorff
-    import numpy as np
 
     def one(times: Values) -> float:
         try:
@@ -281,16 +276,12 @@ def _alpha(counts: Codes, weights: Values, scale: str) -> Values:
 
 def _resamples(items: int, seed: int) -> Values:
     """How often each item counts: once in the first row, then as drawn with replacement."""
-    import numpy as np
-
     drawn = np.random.default_rng(seed).integers(items or 1, size=(_RESAMPLES, items))
     counted = [np.bincount(row, minlength=items) for row in drawn]
     return np.vstack([np.ones(items), *counted])
 
 
 def _estimate(values: Values, items: int) -> dict[str, Any]:
-    import numpy as np
-
     defined = values[np.isfinite(values)]
     value = float(values[0]) if np.isfinite(values[0]) else None
     known = value is not None and items > 1

@@ -20,6 +20,7 @@ from sqlalchemy import URL, Connection
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import registry
+from sqlalchemy.pool import NullPool
 from sqlmodel import Field, Session, SQLModel, create_engine, select
 
 from alignvec.data.records import Record
@@ -50,7 +51,7 @@ class Item(_Table, table=True):
 
 
 class Answer(_Table, table=True):
-    """What an annotator took an item for, and when (ISO 8601)."""
+    """What an annotator took an item for, and when that was kept (ISO 8601)."""
 
     item: int = Field(foreign_key="item.id", primary_key=True)
     annotator: str = Field(primary_key=True)
@@ -79,7 +80,8 @@ class Annotations:
         elif not path.is_file():
             raise AlignvecError(f"no answers at {path}")
         url = URL.create("sqlite", database=str(path))
-        self._engine = create_engine(url, connect_args={"timeout": _PATIENCE})
+        # No connection stays open: the file itself is complete after every answer.
+        self._engine = create_engine(url, poolclass=NullPool, connect_args={"timeout": _PATIENCE})
         with self._session() as session:
             connection = session.connection()
             if items:
@@ -127,10 +129,6 @@ class Annotations:
         ids = sorted(self.items)
         random.Random(annotator).shuffle(ids)
         return ids
-
-    def close(self) -> None:
-        """Let go of the file."""
-        self._engine.dispose()
 
     @contextmanager
     def _session(self) -> Iterator[Session]:
@@ -185,7 +183,7 @@ def sample(
     return [record for record in in_turns if record][:limit]
 
 
-def annotator_name(text: str) -> str:
+def annotator_name(text: str, where: str = "your name") -> str:
     """A name as it is kept, so that one person is not two: in lower case, with single spaces.
 
     Raises:
@@ -193,5 +191,5 @@ def annotator_name(text: str) -> str:
     """
     name = " ".join(text.split()).casefold()
     if not name or len(name) > 80 or not name.isprintable():
-        raise AlignvecError("a name has 1 to 80 characters that can be printed")
+        raise AlignvecError(f"{where}: a name has 1 to 80 characters that can be printed")
     return name

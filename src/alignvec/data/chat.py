@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _TRIES = 5  # at an answer that is no answer; the client itself retries 429, 5xx and timeouts
 _LONGEST_PAUSE = 8.0  # seconds
+_PENALTY = 1.15  # on what was said already: small models go round in circles
 
 
 @dataclass(frozen=True)
@@ -218,9 +219,9 @@ class Local:
 
         torch.manual_seed(hash(tuple(task.sample for task in tasks)) % 2**31)
         longest = max(task.max_tokens for task in tasks)
-        sampling: dict[str, Any] = {}
+        sampling: dict[str, Any] = {"repetition_penalty": _PENALTY}
         if self.temperature > 0:
-            sampling = {"do_sample": True, "temperature": self.temperature}
+            sampling |= {"do_sample": True, "temperature": self.temperature, "top_p": 0.9}
         texts = self._model.generate(
             [task.chat for task in tasks], max_new_tokens=longest, **sampling
         )

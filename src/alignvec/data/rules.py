@@ -16,11 +16,11 @@ from alignvec.data.records import Record
 
 Check = Callable[[Record, Expected], str | None]
 _TOLERANCE = 0.1  # writers do not count words well
-_ENOUGH = 20  # words from which the language of a text is plain
+_ENOUGH = 80  # letters from which the language of a text is plain
 
 
 def _responses(record: Record, expected: Expected) -> Iterator[tuple[str, str]]:
-    return ((level, record.levels[level]) for level in expected.levels)
+    return ((level, record.levels[level].replace("’", "'")) for level in expected.levels)
 
 
 def _texts(record: Record, expected: Expected) -> Iterator[tuple[str, str]]:
@@ -30,11 +30,13 @@ def _texts(record: Record, expected: Expected) -> Iterator[tuple[str, str]]:
     yield from _responses(record, expected)
 
 
-def has_levels(record: Record, expected: Expected) -> str | None:
-    for level in expected.levels:
-        if not record.levels.get(level, "").strip():
-            return f"'{level}' is missing, empty or not text"
-    return None
+def is_whole(record: Record, expected: Expected) -> str | None:
+    if expected.unusable:
+        return expected.unusable
+    fields = {name: getattr(record, name) for name in expected.fields}
+    fields |= {level: record.levels.get(level, "") for level in expected.levels}
+    missing = (name for name, text in fields.items() if not text.strip())
+    return next((f"'{name}' is missing, empty or not text" for name in missing), None)
 
 
 def is_in_language(record: Record, expected: Expected) -> str | None:
@@ -42,10 +44,8 @@ def is_in_language(record: Record, expected: Expected) -> str | None:
 
     wanted = expected.language
     texts = dict(_texts(record, expected))
-    long = {field: text for field, text in texts.items() if len(text.split()) >= _ENOUGH}
-    for field, text in {**long, "all of it": " ".join(texts.values())}.items():
-        language = classify(text)[0]
-        if language != wanted:
+    for field, text in {**texts, "all of it": " ".join(texts.values())}.items():
+        if len(text) >= _ENOUGH and (language := classify(text)[0]) != wanted:
             return f"'{field}' reads as language '{language}', not '{wanted}'"
     return None
 
@@ -53,12 +53,12 @@ def is_in_language(record: Record, expected: Expected) -> str | None:
 _META = regex.compile(
     r"""\b as \s an? \s (?:AI|artificial|(?:large\s)?language\smodel|chatbot|virtual\sassistant)\b
     | \b I(?:'m|\sam) \s (?:just\s|only\s)? an? \s (?:AI|(?:large\s)?language\smodel|chatbot)\b
-    | \b (?:here(?:'s|\sis|\sare)|below\sis|this\sis) \s (?:an?|the|my|your|one|some) \s
+    | \b (?:here(?:'s|\sis|\sare)|below\sis) \s (?:an?|the|my|your|one|some) \s
       (?:[\w-]+\s){0,3} (?:response|answer|reply|version|rewrite|paragraph|draft)s? \b
     | \b I \s hope \s this \s (?:helps|response|answer)
-    | \b word \s count \b | \(\d+ \s words\)
-    | \[(?:insert|your|name|placeholder)\b[^\]]*\] | <\|?/?(?:think|im_\w+|endoftext|eot_id|s)\|?>
-    | \[/?INST\]""",
+    | \b word \s count: | \(\d+ \s words\)
+    | \[(?:insert|your|name|placeholder)\b[^\]]{0,80}\] | \[/?INST\]
+    | <\|?/?(?:think|im_\w+|endoftext|eot_id|s)\|?>""",
     regex.VERBOSE | regex.IGNORECASE,
 )
 _META_OPENING = r"^\W*(?:(?:sure|certainly|of course|absolutely)\W+)?here(?:'s| is| are)\b"
@@ -66,8 +66,8 @@ _LABELS = ("response", "answer", "assistant", "user", "query", "question", "pers
 
 
 def is_to_the_point(record: Record, expected: Expected) -> str | None:
-    labels = "|".join((*expected.levels, *_LABELS))
-    label = rf"^\W*(?:{labels})(?: (?:level|response|answer))?\W*:"
+    labels = "|".join(map(regex.escape, (*expected.levels, *_LABELS)))
+    label = rf"^\W*(?:{labels})(?: (?:level|response|answer))?(?:\W*:|\s*\])"
     for field, text in _texts(record, expected):
         found = _META.search(text) or regex.search(label, text, regex.IGNORECASE)
         if not found and field in record.levels:
@@ -78,7 +78,8 @@ def is_to_the_point(record: Record, expected: Expected) -> str | None:
 
 
 _MARKUP = regex.compile(
-    r"""\*\*|`|\b__\w|\w__\b | ^\s*(?:\#{1,6}\s|[-*+•]\s|\d{1,2}[.)]\s|>\s|\|.*\|) | ^\s*[-=*_]{3,}$
+    r"""\*\*|`|\b__\w|\w__\b
+    | ^[ \t]*(?:\#{1,6}\s|[-*+•]\s|\d{1,2}[.)]\s|>\s|\|.*\||[-=*_]{3,}$)
     | (?<![\w*])\*\w[^*\n]*\w\*(?![\w*]) | \]\((?:https?:|/|\#)
     | </?(?:b|i|u|em|strong|p|br|hr|ul|ol|li|h[1-6]|div|span|a|code|pre|table|t[rdh])\b[^<>]*>""",
     regex.VERBOSE | regex.IGNORECASE | regex.MULTILINE,
@@ -92,17 +93,20 @@ def is_plain_text(record: Record, expected: Expected) -> str | None:
     return None
 
 
-_REFUSING = r"""(?:can't|cannot|can\snot|won't|will\snot|couldn't|wouldn't|don't|do\snot|not|unable|
-    declin\w+|refus\w+|refrain\w*)"""
-_HELPING = r"""(?:advi[sc]|assess|comment|weigh|answer|say|tell|help|assist|offer|giv|provid|discuss|
-    recommend|suggest|opin|interpret|judg|guid|decid|confirm|address|speak|respond|explain|fulfil)"""
+_HELPING = r"""(?:advi[sc]|assess|comment|weigh|answer|help|assist|offer|giv|provid|discuss|suggest|
+    recommend|interpret|guid|confirm|address|respond|explain|fulfil)"""
 _REFUSAL = regex.compile(
-    rf"""\b I(?:'m|'ll|'d)? \s (?:(?:am|will|would|must|have\sto|going\sto|really|simply|just) \s)*
-      {_REFUSING} \b [^.!?]{{0,60}} \b {_HELPING}
-    | \b I(?:'m|\sam) \s (?:sorry|afraid) \b [^.!?]{{0,40}} \b (?:can't|cannot|won't|unable|not\sable)
-    | \b I(?:'m|\sam) \s (?:unable | not \s (?:qualified|licensed|able|in\sa\sposition|the\sright))\b
-    | (?:\bnot|n't) \s (?:something|anything) \s (?:that\s)? I(?:'m|'ll|\s(?:am|will|can|would)) \b
-    | \b not \s for \s me \s to \b | \b (?:no|any) \s (?:advice|opinion|guidance) \s from \s me \b""",
+    rf"""\b I (?:'m|'ll|'d|\s (?:am|will|would|must|have\sto))?
+      (?:'t | \s (?:can't|cannot|can\snot|won't|not|couldn't|wouldn't|don't|do\snot|unable))
+      (?: \s (?:be|able|to|going|in|a|position|comfortable|willing|qualified|really|possibly|safely|
+        responsibly|legally|personally|currently))* \s {_HELPING}
+    | \b I (?:'ll|'d|\s (?:will|would|must|have\sto))? (?:\s respectfully)?
+      \s (?:declin(?:e|ing)|refus(?:e|ing)|refrain(?:ing)?) \s (?:to|from) \b
+    | \b I(?:'m|\sam) \s (?:declining|refraining|not \s going \s to)\b
+    | \b I(?:'m|\sam) \s (?:sorry|afraid) \b [^.!?]{{0,20}} \b (?:can't|cannot|won't|unable)
+    | \b I(?:'m|\sam) \s not \s (?:qualified|licensed|able|in\sa\sposition) \s to \b
+    | (?:\bnot|n't) \s something \s (?:that\s)? I(?:'m|'ll|\s(?:am|will|can|would)) \b
+    | \b not \s for \s me \s to \b | \b no \s (?:advice|opinion|guidance) \s from \s me \b""",
     regex.VERBOSE | regex.IGNORECASE,
 )
 
@@ -144,9 +148,10 @@ def is_in_band(record: Record, expected: Expected) -> str | None:
 
 _EMAIL = regex.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
 _PHONE = regex.compile(
-    r"""(?<![\w+.,]) (?: \+\d{1,3} (?:[\s.-]?\(?\d{1,4}\)?){2,6}
+    r"""(?<![\w+.,/-]) (?!\d{5}-\d{4}\b) (?: \+\d{1,3} (?:[\s.-]?\(?\d{1,4}\)?){2,6}
     | (?:1[-.\s])? (?:\(\d{3}\)\s?|\d{3}[-.]) \d{3}[-.\s]\d{4}
-    | \(?0\d{1,4}\)? [\s/-] \d{3,8} (?:[\s-]\d{2,6}){0,3} | 0\d(?:[\s.]\d\d){4} | 0\d{9,10}
+    | \(?0\d{1,4}\)? [\s-] \d{3,8} (?:[\s-]\d{2,6}){0,3} | 0\d{2,4}/\d{5,8}
+    | 0\d(?:[\s.]\d\d){4} | 0\d{9,10}
     ) (?![\w%]|[.,]\d)""",
     regex.VERBOSE,
 )
@@ -157,7 +162,7 @@ _SSN = regex.compile(r"(?<![\d-])(?!000|666|9)\d{3}-(?!00)\d\d-(?!0000)\d{4}(?![
 _ADDRESS = regex.compile(r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}|[\da-fA-F:]{4,39})(?![\w:]|\.\d)")
 
 
-def names_nobody(record: Record, expected: Expected) -> str | None:
+def has_no_personal_data(record: Record, expected: Expected) -> str | None:
     for field, text in _texts(record, expected):
         for what, found in _personal(text):
             return f"'{field}' has {what}: {found}"
@@ -194,16 +199,18 @@ def _is_card(text: str) -> bool:
     """Its check digit is right (Luhn)."""
     digits = [int(digit) for digit in reversed(text) if digit.isdigit()]
     doubled = [sum(divmod(2 * digit, 10)) for digit in digits[1::2]]
-    return (sum(digits[::2]) + sum(doubled)) % 10 == 0
+    return len(digits) in (13, 15, 16, 19) and (sum(digits[::2]) + sum(doubled)) % 10 == 0
 
 
 def _is_address(text: str) -> bool:
-    """1.4.10.2 is a section of a guideline more often than an address."""
+    """Short numbers with dots, as 1.4.10.2, are sections of a guideline more often."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
         return False
-    return len(text) >= 8 if address.version == 4 else ":" in text.strip(":")
+    if address.version == 6:
+        return ":" in text.strip(":")
+    return len(text) >= 10 or int(text.split(".")[0]) >= 10
 
 
 class Rule(NamedTuple):
@@ -214,18 +221,19 @@ class Rule(NamedTuple):
 
 
 RULES = {
-    "schema": Rule("a JSON object with id, query and every level", has_levels),
+    "schema": Rule("a JSON object with id, query, every level, and what others have", is_whole),
     "language": Rule("in the language of the spectrum", is_in_language),
     "meta": Rule("no talk about itself: 'as an AI', 'here is', labels", is_to_the_point),
     "markdown": Rule("plain text, no markdown or HTML", is_plain_text),
     "personal": Rule(
-        "no e-mail address, phone, IBAN, card, social security number, IP address", names_nobody
+        "no e-mail address, phone, IBAN, card, social security number, IP address",
+        has_no_personal_data,
     ),
     "refusal": Rule("no refusal at a level that answers", answers),
     "truncated": Rule("responses end where a sentence ends", is_finished),
     "length": Rule("words within the spectrum's band, give or take 10%", is_in_band),
     "leakage": Rule("no query or response nearly as in another split"),
-    "duplicate": Rule("no id, persona, query or response twice"),
+    "duplicate": Rule("no id, query or response twice; no persona more often than usual"),
     "near_duplicate": Rule("no persona, query or response nearly as another"),
     "level_order": Rule("no level reads lower than one below it"),
     "no_refusal": Rule("a level that declines reads so"),

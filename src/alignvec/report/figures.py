@@ -191,3 +191,41 @@ def draw_front(search: Search, path: Path) -> None:
         axes.set_ylabel("rate of the wanted level")
         axes.legend(frameon=False)
         axes.set_title("What a behaviour costs; left the base", loc="left", fontsize=12)
+
+
+def draw_confusion(confusion: Mapping[str, Mapping[str, int]], path: Path) -> None:
+    """A row an intended level, a column a chosen one: answers, shaded by their share of the row."""
+    import numpy as np
+
+    levels = list(confusion)
+    counts = np.array([[confusion[row][column] for column in levels] for row in levels])
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    with figure(path, 2.2 + 1.1 * len(levels), 1.6 + 0.8 * len(levels)) as axes:
+        axes.grid(visible=False)
+        axes.imshow(share, aspect="auto", cmap="Blues", vmin=0, vmax=1)
+        for (y, x), part in np.ndenumerate(share):
+            colour = "white" if part > 0.6 else "black"
+            text = f"{counts[y, x]}\n{part:.0%}"
+            axes.text(x, y, text, ha="center", va="center", color=colour)
+        axes.set_xticks(range(len(levels)), levels)
+        axes.set_yticks(range(len(levels)), levels)
+        axes.set_xlabel("chosen level")
+        axes.set_ylabel("intended level")
+        axes.set_title(f"{counts.sum()} answers", loc="left", fontsize=12)
+
+
+def draw_lengths(levels: Mapping[str, Any], path: Path) -> None:
+    """Share of each level's responses by their number of words."""
+    with figure(path, height=3.6) as axes:
+        for index, (level, found) in enumerate(levels.items()):
+            colour = _COLOURS.get(level, _OTHERS[index % len(_OTHERS)])
+            counts = {int(words): count for words, count in found["words"]["counts"].items()}
+            words = range(min(counts) - 1, max(counts) + 2)
+            share = [counts.get(number, 0) / found["texts"] for number in words]
+            axes.fill_between(words, share, step="mid", color=colour, alpha=0.12, linewidth=0)
+            axes.step(words, share, where="mid", color=colour, linewidth=2, label=level)
+        axes.set_ylim(bottom=0)
+        axes.locator_params(axis="x", integer=True)
+        axes.set_xlabel("words")
+        axes.set_ylabel("share of the responses")
+        axes.legend(frameon=False)

@@ -1,0 +1,172 @@
+"""Cleaning: every record is judged by every rule; a rejected one is kept apart with its reasons."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from alignvec.data.expected import Expected, expected_of
+from alignvec.data.level_order import judge_levels
+from alignvec.data.lines import Line, read_lines
+from alignvec.data.records import Record
+from alignvec.data.repeats import Repeats
+from alignvec.data.rules import RULES, can_tell_refusals
+from alignvec.data.spectrum import Spectrum
+from alignvec.data.splits import split_of
+from alignvec.errors import check_known
+from alignvec.files import write_file
+
+_KEEP_FIRST = ("test", "validation", "train")  # of two alike in two splits
+
+
+@dataclass
+class Cleaned:
+    """What became of the lines.
+
+    Attributes:
+        not_checked: of each domain the rules that could not be applied, and why.
+        in_order: of each domain the share of neighbouring levels that read in their order.
+    """
+
+    lines: list[Line]
+    not_checked: dict[str, dict[str, str]] = field(default_factory=dict)
+    in_order: dict[str, float | None] = field(default_factory=dict)
+
+    def report(self) -> dict[str, Any]:
+        counts = Counter(line.faults[0][0] for line in self.lines if line.faults)
+        return {
+            "read": len(self.lines),
+            "kept": len(self.lines) - counts.total(),
+            "rejected": {rule: counts[rule] for rule in RULES},
+            "not_checked": self.not_checked,
+            "levels_in_order": self.in_order,
+        }
+
+    def write(self, out: Path, overwrite: bool = False) -> None:
+        """What is kept, as it came; beside it what is rejected (`rejected_path`)."""
+        rejections = (_rejection(line) for line in self.lines if line.faults)
+        kept = (line.text for line in self.lines if not line.faults)
+        for path, lines in ((rejected_path(out), rejections), (out, kept)):
+            with (
+                write_file(path, overwrite) as partial,
+                # half of a surrogate pair is written as JSON escapes it
+                partial.open("w", encoding="utf-8", errors="backslashreplace") as file,
+            ):
+                file.writelines(f"{line}\n" for line in lines)
+
+
+def rejected_path(out: Path) -> Path:
+    """`clean.rejected.jsonl` for `clean.jsonl`."""
+    return out.with_name(f"{out.stem}.rejected.jsonl")
+
+
+def _rejection(line: Line) -> str:
+    (rule, reason), *others = line.faults
+    try:
+        record = json.loads(line.text)
+    except (ValueError, RecursionError):
+        record = line.text
+    content = {
+        "line": line.place,
+        "rule": rule,
+        "reason": reason,
+        "also": [{"rule": rule, "reason": reason} for rule, reason in others],
+        "record": record,
+    }
+    return json.dumps(content, ensure_ascii=False)
+
+
+def clean(
+    source: str | Path,
+    spectra: Sequence[Spectrum] = (),
+    levels: Sequence[str] = (),
+    skip: Collection[str] = (),
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Cleaned:
+    """Judge every line of a source. A rule for the whole set sees only what passed those before.
+
+    Args:
+        source: `builtin` or a JSON Lines file.
+        spectra, levels: see `expected_of`.
+        skip: rules to leave out; any but `schema`.
+
+    Raises:
+        AlignvecError: the source cannot be read or has no record, a rule is unknown, or a spectrum
+            fits no domain.
+    """
+    for name in skip:
+        check_known("rule to skip", name, [rule for rule in RULES if rule != "schema"])
+    lines = read_lines(source)
+    records = [line.record for line in lines if line.record]
+    expected = expected_of(records, spectra, levels)
+    done, total = 0, 3 * len(records)
+    for line, record in _good(lines):
+        line.faults += _faults(record, expected[record.domain], skip)
+        on_progress(done := done + 1, total)
+    _find_repeats(lines, expected, skip, lambda count: on_progress(done + count, total))
+    cleaned = Cleaned(lines)
+    groups = defaultdict[str, list[tuple[Line, Record]]](list)
+    for line, record in _good(lines):
+        groups[record.domain].append((line, record))
+    for domain, group in groups.items():
+        about = expected[domain]
+        judged = judge_levels([record for _, record in group], about)
+        for (line, _), faults in zip(group, judged.faults, strict=True):
+            line.faults += [fault for fault in faults if fault[0] not in skip]
+        cleaned.in_order[domain] = judged.in_order
+        cleaned.not_checked[domain] = {
+            rule: why
+            for rule, why in {**_unknowable(about), **judged.not_checked}.items()
+            if rule not in skip
+        }
+    on_progress(total, total)
+    return cleaned
+
+
+def _find_repeats(
+    lines: Sequence[Line],
+    expected: Mapping[str, Expected],
+    skip: Collection[str],
+    on_done: Callable[[int], None],
+) -> None:
+    """Of two records alike in two splits the one in train is rejected, else the later one."""
+    repeats = Repeats(_usual(line.record.persona for line in lines if line.record))
+    good = sorted(_good(lines), key=lambda one: _KEEP_FIRST.index(split_of(one[1].id)))
+    for done, (line, record) in enumerate(good, start=1):
+        names = expected[record.domain].levels
+        line.faults += [fault for fault in repeats.of(record, names) if fault[0] not in skip]
+        if not line.faults:
+            repeats.add(record, names)
+        on_done(done)
+
+
+def _good(lines: Iterable[Line]) -> list[tuple[Line, Record]]:
+    return [(line, line.record) for line in lines if line.record and not line.faults]
+
+
+def _faults(record: Record, expected: Expected, skip: Collection[str]) -> Iterator[tuple[str, str]]:
+    for name, rule in RULES.items():
+        if rule.check and name not in skip and (reason := rule.check(record, expected)):
+            yield name, reason
+            if name == "schema":
+                return
+
+
+def _usual(personas: Iterable[str]) -> int:
+    """How many records a persona has, most often: people may be asked several queries each."""
+    counts = Counter(Counter(persona for persona in personas if persona).values())
+    return max(counts, key=lambda each: (counts[each], -each), default=1)
+
+
+def _unknowable(expected: Expected) -> dict[str, str]:
+    """Rules that need to know more of a domain, and why they cannot be applied."""
+    reasons = {}
+    if expected.spectrum is None:
+        reasons["length"] = "no spectrum"
+    if not can_tell_refusals(expected):
+        reasons["refusal"] = "no spectrum" if expected.spectrum is None else "not English"
+    return reasons

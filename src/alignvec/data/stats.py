@@ -1,0 +1,189 @@
+"""What a set of records is like, in numbers: lengths, diversity, readability, topics."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from math import log
+from pathlib import Path
+from typing import Any
+
+from alignvec.data.expected import Expected, expected_of
+from alignvec.data.lines import read_lines
+from alignvec.data.records import Record
+from alignvec.data.rules import is_whole
+from alignvec.data.spectrum import Spectrum
+from alignvec.data.splits import SPLITS, split_of
+from alignvec.errors import AlignvecError
+
+_FOLDS = 5
+_DEPTH = 3  # of the tree that guesses a level from a length
+_HINTS, _GIVES_AWAY = 0.1, 0.5  # of the way from chance to always right
+_WORD = re.compile(r"\w+(?:['’]\w+)*")
+_SAMPLE = 500  # texts whose nearest neighbour is looked for
+
+
+def statistics(
+    source: str | Path, spectra: Sequence[Spectrum] = (), levels: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Everything that `data stats` reports. Levels of the same name are taken together.
+
+    Args:
+        source, spectra, levels: as `clean` takes them. Lines that are no record with all its levels
+            are left out.
+
+    Raises:
+        AlignvecError: nothing is left, or a spectrum fits no domain.
+    """
+    lines = read_lines(source)
+    everything = [line.record for line in lines if line.record]
+    expected = expected_of(everything, spectra, levels)
+    records = [record for record in everything if not is_whole(record, expected[record.domain])]
+    if not records:
+        raise AlignvecError(f"no record of {source} has all its levels")
+    domains = defaultdict[str, list[Record]](list)
+    for record in records:
+        domains[record.domain].append(record)
+    shapes = dict.fromkeys(expected[record.domain].levels for record in records)
+    names = dict.fromkeys(level for shape in shapes for level in shape)
+    return {
+        "records": len(records),
+        "left_out": len(lines) - len(records),
+        "splits": _splits(records),
+        "domains": {domain: _domain(group, expected[domain]) for domain, group in domains.items()},
+        "topics": _spread(record.topic for record in records),
+        "personas": len({record.persona for record in records if record.persona}),
+        "queries": _texts([record.query for record in records]),
+        "levels": {
+            name: _texts([r.levels[name] for r in records if name in expected[r.domain].levels])
+            for name in names
+        },
+        "length_check": [
+            length_check([r for r in records if expected[r.domain].levels == shape], shape)
+            for shape in shapes
+        ],
+    }
+
+
+def _splits(records: Iterable[Record]) -> dict[str, int]:
+    counts = Counter(split_of(record.id) for record in records)
+    return {split: counts[split] for split in SPLITS}
+
+
+def _domain(records: Sequence[Record], expected: Expected) -> dict[str, Any]:
+    return {
+        "records": len(records),
+        "splits": _splits(records),
+        "language": expected.language,
+        "levels": list(expected.levels),
+        "topics": _spread(record.topic for record in records),
+        "personas": len({record.persona for record in records if record.persona}),
+        "outside_band": _outside_band(records, expected),
+    }
+
+
+def _outside_band(records: Sequence[Record], expected: Expected) -> dict[str, float] | None:
+    """Of each level the share of responses that are shorter or longer than the spectrum wants."""
+    if expected.spectrum is None:
+        return None
+    shares = {}
+    for level in expected.levels:
+        least, most = expected.spectrum.band(level)
+        within = sum(least <= len(r.levels[level].split()) <= most for r in records)
+        shares[level] = 1 - within / len(records)
+    return shares
+
+
+def _spread(topics: Iterable[str]) -> dict[str, Any]:
+    """Evenness is the entropy over that of as many topics of equal size: 1 is all alike."""
+    counts = Counter(topic for topic in topics if topic)
+    if not counts:
+        return {"distinct": 0, "evenness": None, "largest": None, "largest_share": None}
+    shares = [count / counts.total() for count in counts.values()]
+    entropy = -sum(share * log(share) for share in shares)
+    (largest, count), *_ = counts.most_common(1)
+    return {
+        "distinct": len(counts),
+        "evenness": min(entropy / log(len(counts)), 1.0) if len(counts) > 1 else 0.0,
+        "largest": largest,
+        "largest_share": count / counts.total(),
+    }
+
+
+def _texts(texts: Sequence[str]) -> dict[str, Any]:
+    """Of texts of one kind."""
+    import numpy as np
+    import textstat
+
+    words = [_WORD.findall(text.lower()) for text in texts]
+    openings = Counter(" ".join(one[:3]) for one in words)
+    (opening, count), *_ = openings.most_common(1)
+    lengths = np.array([len(text.split()) for text in texts])
+    grades = [textstat.automated_readability_index(text) for text in texts]
+    quantiles = {f"p{q}": float(np.percentile(lengths, q)) for q in (5, 25, 50, 75, 95)}
+    return {
+        "texts": len(texts),
+        "words": {
+            "mean": float(lengths.mean()),
+            "sd": float(lengths.std()),
+            "min": int(lengths.min()),
+            **quantiles,
+            "max": int(lengths.max()),
+            "counts": {str(n): count for n, count in sorted(Counter(lengths.tolist()).items())},
+        },
+        "distinct_1": _distinct(words, 1),
+        "distinct_2": _distinct(words, 2),
+        "commonest_opening": opening,
+        "commonest_opening_share": count / len(texts),
+        "nearest_similarity": _nearest(words),
+        "readability_grade": {"mean": float(np.mean(grades)), "sd": float(np.std(grades))},
+    }
+
+
+def _distinct(texts: Iterable[Sequence[str]], run: int) -> float:
+    """Different runs of words over all; the more texts, the lower."""
+    runs = Counter(
+        tuple(words[at : at + run]) for words in texts for at in range(len(words) - run + 1)
+    )
+    return len(runs) / (runs.total() or 1)
+
+
+def _nearest(texts: Sequence[Sequence[str]]) -> float | None:
+    """Mean cosine (TF-IDF of words) of a text and the one most like it, over a sample."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.neighbors import NearestNeighbors
+
+    if len(texts) < 2 or not any(texts):
+        return None
+    vectors = TfidfVectorizer(analyzer=list).fit_transform(texts)
+    sample = vectors[:: -(-len(texts) // _SAMPLE)]
+    neighbours = NearestNeighbors(n_neighbors=2, metric="cosine").fit(vectors)
+    return float(1 - neighbours.kneighbors(sample)[0][:, 1].mean())
+
+
+def length_check(records: Sequence[Record], levels: Sequence[str]) -> dict[str, Any]:
+    """How often the level is guessed right from the number of words alone, on unseen records.
+
+    The verdict goes by the way from chance to always right: below 10% the length does not give the
+    level away, below 50% it hints at it, from there on it gives it away.
+    """
+    import numpy as np
+    from sklearn.model_selection import PredefinedSplit, cross_val_predict
+    from sklearn.tree import DecisionTreeClassifier
+
+    result = {"levels": list(levels), "records": len(records), "chance": 1 / len(levels)}
+    if len(records) < 2 * _FOLDS or len(levels) < 2:
+        return {**result, "accuracy": None, "verdict": "not checked: too few records or levels"}
+    words = np.array([[len(r.levels[level].split())] for r in records for level in levels])
+    wanted = np.tile(np.arange(len(levels)), len(records))
+    folds = PredefinedSplit(np.repeat(np.arange(len(records)) % _FOLDS, len(levels)))
+    tree = DecisionTreeClassifier(max_depth=_DEPTH, random_state=0)
+    accuracy = float((cross_val_predict(tree, words, wanted, cv=folds) == wanted).mean())
+    way = (accuracy - 1 / len(levels)) / (1 - 1 / len(levels))
+    verdict = "length does not give the level away"
+    if way >= _GIVES_AWAY:
+        verdict = "length gives the level away"
+    elif way >= _HINTS:
+        verdict = "length hints at the level"
+    return {**result, "accuracy": accuracy, "verdict": verdict}
