@@ -277,7 +277,7 @@ def test_from_the_command_line(tmp_path, medical):
     assert len((tmp_path / "clean.rejected.jsonl").read_text().splitlines()) == 2
     shown = run("data", "clean", file, "-o", out, "--overwrite", "--skip", "meta").stdout
     assert "4 of 6 records are kept" in shown
-    assert "level_order is not checked in domain 'medical': fewer than 30 records" in shown
+    assert "level_order is not checked in medical: fewer than 30 records" in shown
     listed = run("data", "clean", "--rules").stdout
     assert [line.split()[0] for line in listed.splitlines()] == list(RULES)
 

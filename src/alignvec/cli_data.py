@@ -471,9 +471,12 @@ def clean(
         typer.echo(json.dumps({"data": data, **report}, indent=2))
         return
     _print_rejected(report["rejected"])
+    where = defaultdict[tuple[str, str], list[str]](list)
     for domain, reasons in report["not_checked"].items():
         for rule, why in reasons.items():
-            typer.echo(f"note: {rule} is not checked in domain '{domain}': {why}")
+            where[rule, why].append(domain)
+    for (rule, why), domains in where.items():
+        typer.echo(f"note: {rule} is not checked in {', '.join(domains)}: {why}")
     typer.echo(
         f"{report['kept']} of {report['read']} records are kept: {out}; the others: "
         f"{rejected_path(out)}"

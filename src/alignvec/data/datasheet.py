@@ -88,7 +88,8 @@ hash of the id.
 {lengths}
 
 Does the length give the level away? A small decision tree sees the number of words and nothing
-else, and guesses the levels of records that it was not fitted to:
+else, and guesses the levels of records that it was not fitted to. From half of the way between
+chance and always right on, the length gives the level away; from a tenth on, it hints at it.
 
 {checks}
 

@@ -20,6 +20,7 @@ from alignvec.errors import AlignvecError
 _FOLDS = 5
 _DEPTH = 3  # of the tree that guesses a level from a length
 _HINTS, _GIVES_AWAY = 0.1, 0.5  # of the way from chance to always right
+_NOISE = 3  # standard deviations of guesses by chance
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 _SAMPLE = 500  # texts whose nearest neighbour is looked for
 
@@ -165,14 +166,16 @@ def _nearest(texts: Sequence[Sequence[str]]) -> float | None:
 def length_check(records: Sequence[Record], levels: Sequence[str]) -> dict[str, Any]:
     """How often the level is guessed right from the number of words alone, on unseen records.
 
-    The verdict goes by the way from chance to always right: below 10% the length does not give the
-    level away, below 50% it hints at it, from there on it gives it away.
+    The verdict goes by the way from chance to always right: below 10%, or within what guessing may
+    give, the length does not give the level away; below 50% it hints at it; from there on it gives
+    it away.
     """
     import numpy as np
     from sklearn.model_selection import PredefinedSplit, cross_val_predict
     from sklearn.tree import DecisionTreeClassifier
 
-    result = {"levels": list(levels), "records": len(records), "chance": 1 / len(levels)}
+    chance = 1 / len(levels)
+    result = {"levels": list(levels), "records": len(records), "chance": chance}
     if len(records) < 2 * _FOLDS or len(levels) < 2:
         return {**result, "accuracy": None, "verdict": "not checked: too few records or levels"}
     words = np.array([[len(r.levels[level].split())] for r in records for level in levels])
@@ -180,10 +183,10 @@ def length_check(records: Sequence[Record], levels: Sequence[str]) -> dict[str, 
     folds = PredefinedSplit(np.repeat(np.arange(len(records)) % _FOLDS, len(levels)))
     tree = DecisionTreeClassifier(max_depth=_DEPTH, random_state=0)
     accuracy = float((cross_val_predict(tree, words, wanted, cv=folds) == wanted).mean())
-    way = (accuracy - 1 / len(levels)) / (1 - 1 / len(levels))
+    noise = _NOISE * (chance * (1 - chance) / len(wanted)) ** 0.5
     verdict = "length does not give the level away"
-    if way >= _GIVES_AWAY:
+    if accuracy - chance >= _GIVES_AWAY * (1 - chance):
         verdict = "length gives the level away"
-    elif way >= _HINTS:
+    elif accuracy - chance >= max(_HINTS * (1 - chance), noise):
         verdict = "length hints at the level"
     return {**result, "accuracy": accuracy, "verdict": verdict}
