@@ -19,10 +19,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from alignvec.data.clean import clean
+from alignvec.data.quality.clean import clean
 from alignvec.files import write_json
 
-FIRST_SEED = 100  # the thresholds were chosen with those up to 21
+FIRST_SEED = 100  # the thresholds were chosen with those up to 33
 DIRTY = runpy.run_path(str(Path(__file__).parents[1] / "tests" / "dirty.py"))
 
 

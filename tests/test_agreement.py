@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignvec import AlignvecError
-from alignvec.data import agreement as measures
-from alignvec.data.agreement import Ratings, agreement, disagreements, read_ratings
+from alignvec.data.annotation import agreement as measures
+from alignvec.data.annotation.agreement import Ratings, agreement, disagreements, read_ratings
 from test_cli import refused, run
 
 LEVELS = ("avoidance", "generic", "expert")

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 import pytest
 
 from alignvec import AlignvecError
-from alignvec.data.annotation_formats import export_items, import_answers
-from alignvec.data.annotations import Annotations, Answer, annotator_name, items_of, sample
+from alignvec.data.annotation.formats import export_items, import_answers
+from alignvec.data.annotation.store import Annotations, Answer, annotator_name, items_of, sample
 from alignvec.data.records import Record, read_records
 from conftest import write_records
 from test_cli import refused, run
@@ -112,7 +112,7 @@ def test_a_start_that_was_killed_is_begun_again(tmp_path):
 WRITER = """
 import sys
 from pathlib import Path
-from alignvec.data.annotations import Annotations, Answer, items_of
+from alignvec.data.annotation.store import Annotations, Answer, items_of
 from alignvec.data.records import LEVELS, read_records
 data, path, name = sys.argv[1:]
 store = Annotations(Path(path), items_of(read_records(data), LEVELS))

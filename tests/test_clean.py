@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from alignvec import AlignvecError
 from alignvec.data import LEVELS, read_records, split_of
-from alignvec.data.clean import clean
 from alignvec.data.duplicates import ALIKE, NearDuplicates, similarity
-from alignvec.data.expected import Expected
-from alignvec.data.level_order import judge_levels
-from alignvec.data.lines import read_lines
+from alignvec.data.quality.clean import clean
+from alignvec.data.quality.expected import Expected
+from alignvec.data.quality.level_order import judge_levels
+from alignvec.data.quality.lines import read_lines
+from alignvec.data.quality.rules import RULES, _is_card, _is_iban, _personal
 from alignvec.data.records import Record, builtin_files
-from alignvec.data.rules import RULES, _is_card, _is_iban, _personal
 from alignvec.data.spectrum import read_spectrum
 from dirty import FOREIGN, dirty, outcome
 from test_cli import refused, run

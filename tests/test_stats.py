@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignvec import AlignvecError
-from alignvec.data.datasheet import datasheet
+from alignvec.data.quality.datasheet import datasheet
+from alignvec.data.quality.stats import _spread, length_check, statistics
 from alignvec.data.records import Record
-from alignvec.data.stats import _spread, length_check, statistics
 from dirty import dirty
 from test_cli import refused, run
 

@@ -16,13 +16,13 @@ import pytest
 
 from alignvec import AlignvecError
 from alignvec.data import read_records
-from alignvec.data.chat import Completion, Task, tokens_in
-from alignvec.data.journal import Journal, key_of
-from alignvec.data.personas import as_persona, create, from_hub
-from alignvec.data.prompts import PEOPLE, Prompt
-from alignvec.data.queries import as_query
 from alignvec.data.spectrum import SHIPPED, read_spectrum
-from alignvec.data.synthesis import Budget, write_texts
+from alignvec.data.synthesis.chat import Completion, Task, tokens_in
+from alignvec.data.synthesis.journal import Journal, key_of
+from alignvec.data.synthesis.personas import as_persona, create, from_hub
+from alignvec.data.synthesis.prompts import PEOPLE, Prompt
+from alignvec.data.synthesis.queries import as_query
+from alignvec.data.synthesis.writing import Budget, write_texts
 from test_cli import refused, run
 
 HERE = Path(__file__).parent

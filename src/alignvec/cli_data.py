@@ -16,10 +16,10 @@ from alignvec.errors import AlignvecError
 from alignvec.progress import progress
 
 if TYPE_CHECKING:
-    from alignvec.data.annotations import Annotations
-    from alignvec.data.chat import Chat, Task
-    from alignvec.data.journal import Journal
-    from alignvec.data.synthesis import Budget, Outcome
+    from alignvec.data.annotation.store import Annotations
+    from alignvec.data.synthesis.chat import Chat, Task
+    from alignvec.data.synthesis.journal import Journal
+    from alignvec.data.synthesis.writing import Budget, Outcome
 
 app = typer.Typer(
     name="data",
@@ -129,10 +129,10 @@ def personas(
     New ones are spread over ages, places, jobs and ways to speak, the rarest first; none reads
     like another.
     """
-    from alignvec.data import personas as people
-    from alignvec.data.prompts import Prompt
     from alignvec.data.spectrum import read_spectrum
-    from alignvec.data.synthesis import Outcome
+    from alignvec.data.synthesis import personas as people
+    from alignvec.data.synthesis.prompts import Prompt
+    from alignvec.data.synthesis.writing import Outcome
 
     about = read_spectrum(spectrum)
     prompt = Prompt("persona", prompts)
@@ -184,11 +184,11 @@ def queries(
     as_json: AsJson = False,
 ) -> None:
     """What the personas ask, each in its own voice, on topics of the spectrum."""
-    from alignvec.data.journal import key_of
-    from alignvec.data.personas import read_personas
-    from alignvec.data.prompts import Prompt
-    from alignvec.data.queries import as_query, query_tasks
     from alignvec.data.spectrum import read_spectrum
+    from alignvec.data.synthesis.journal import key_of
+    from alignvec.data.synthesis.personas import read_personas
+    from alignvec.data.synthesis.prompts import Prompt
+    from alignvec.data.synthesis.queries import as_query, query_tasks
 
     about, prompt = read_spectrum(spectrum), Prompt("query", prompts)
     asking = list(read_personas(people))
@@ -240,11 +240,11 @@ def responses(
 
     A record is written when all its levels are there.
     """
-    from alignvec.data.journal import key_of
-    from alignvec.data.prompts import Prompt
-    from alignvec.data.queries import read_queries
-    from alignvec.data.responses import response_tasks
     from alignvec.data.spectrum import read_spectrum
+    from alignvec.data.synthesis.journal import key_of
+    from alignvec.data.synthesis.prompts import Prompt
+    from alignvec.data.synthesis.queries import read_queries
+    from alignvec.data.synthesis.responses import response_tasks
 
     about, prompt = read_spectrum(spectrum), Prompt("response", prompts)
     questions = list(read_queries(asked))
@@ -322,8 +322,8 @@ def annotate(
     Any number of annotators, each by a name and in an order of their own; every answer is on the
     disk before the next response is shown. Whoever can open the page can answer under any name.
     """
-    from alignvec.data.annotation_formats import FORMATS, export_items, import_answers
-    from alignvec.data.annotations import Annotations, items_of, sample
+    from alignvec.data.annotation.formats import FORMATS, export_items, import_answers
+    from alignvec.data.annotation.store import Annotations, items_of, sample
     from alignvec.data.records import level_names, read_records
 
     def file_of(text: str) -> tuple[str, Path]:
@@ -356,7 +356,7 @@ def _serve(store: Annotations, about: Mapping[str, str], host: str, port: int) -
     from threading import Event
 
     try:
-        from alignvec.data.annotate_page import serving
+        from alignvec.data.annotation.page import serving
     except ImportError as error:
         raise AlignvecError("the page needs Gradio 6: pip install 'alignvec[ui]'") from error
     with serving(store, about, host, port) as address, suppress(KeyboardInterrupt):
@@ -395,7 +395,7 @@ def agreement(
     """
     import json
 
-    from alignvec.data import agreement as measures
+    from alignvec.data.annotation import agreement as measures
     from alignvec.files import write_json, write_text
     from alignvec.report.figures import draw_confusion
 
@@ -420,7 +420,7 @@ def agreement(
 
 def _list_rules(wanted: bool) -> None:
     if wanted:
-        from alignvec.data.rules import RULES
+        from alignvec.data.quality.rules import RULES
 
         for name, rule in RULES.items():
             typer.echo(f"{name:16}{rule.about}")
@@ -453,8 +453,8 @@ def clean(
     """
     import json
 
-    from alignvec.data.clean import clean as judge
-    from alignvec.data.clean import rejected_path
+    from alignvec.data.quality.clean import clean as judge
+    from alignvec.data.quality.clean import rejected_path
     from alignvec.data.spectrum import read_spectrum
     from alignvec.files import check_free
 
@@ -487,7 +487,7 @@ def _print_rejected(counts: Mapping[str, int]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from alignvec.data.rules import RULES
+    from alignvec.data.quality.rules import RULES
 
     table = Table("rule", "what it asks for")
     table.add_column("rejected", justify="right")
@@ -517,9 +517,9 @@ def stats(
     """Lengths, diversity, readability and topics; does the length give the level away?"""
     import json
 
-    from alignvec.data.datasheet import about_text, datasheet, length_line
+    from alignvec.data.quality.datasheet import about_text, datasheet, length_line
+    from alignvec.data.quality.stats import statistics
     from alignvec.data.spectrum import read_spectrum
-    from alignvec.data.stats import statistics
     from alignvec.files import write_json, write_text
     from alignvec.report.figures import draw_lengths
 
@@ -615,7 +615,7 @@ def _writer(
     model: str, endpoint: str | None, temperature: float, timeout: float, retries: int
 ) -> Callable[[], Chat]:
     """Makes writers: one for each event loop."""
-    from alignvec.data.chat import Endpoint, Local
+    from alignvec.data.synthesis.chat import Endpoint, Local
 
     if endpoint:
         url = None if endpoint == "openai" else endpoint
@@ -628,7 +628,7 @@ def _writer(
 
 
 def _budget(tokens: int | None, money: float | None, prices: str) -> Budget:
-    from alignvec.data.synthesis import Budget
+    from alignvec.data.synthesis.writing import Budget
 
     try:
         read, written = (float(price) for price in prices.split(","))
@@ -644,7 +644,7 @@ def _budget(tokens: int | None, money: float | None, prices: str) -> Budget:
 @contextmanager
 def _journal(out: Path, overwrite: bool) -> Iterator[Journal]:
     """The journal of an output, beside it. An output that has one may be written again."""
-    from alignvec.data.journal import Journal
+    from alignvec.data.synthesis.journal import Journal
     from alignvec.files import check_free
 
     path = out.with_name(f"{out.name}.journal")
@@ -665,7 +665,7 @@ def _write(
     what: str,
     unit: str,
 ) -> Outcome:
-    from alignvec.data.synthesis import write_texts
+    from alignvec.data.synthesis.writing import write_texts
 
     with progress(what, unit) as advance:
         return write_texts(tasks, chat, journal, budget, concurrency, advance)

@@ -83,7 +83,7 @@ def read_ratings(path: Path, levels: Sequence[str] | None = None) -> Ratings:
 
 
 def _from_annotations(path: Path, levels: Sequence[str] | None) -> Ratings:
-    from alignvec.data.annotations import Annotations
+    from alignvec.data.annotation.store import Annotations
 
     store = Annotations(path)
     if levels and sorted(levels) != sorted(store.levels):
@@ -103,7 +103,7 @@ def _from_annotations(path: Path, levels: Sequence[str] | None) -> Ratings:
 
 
 def _from_table(path: Path, levels: Sequence[str]) -> Ratings:
-    from alignvec.data.annotations import annotator_name
+    from alignvec.data.annotation.store import annotator_name
 
     chosen: dict[str, dict[str, str]] = {}
     intended: dict[str, str] = {}

@@ -7,8 +7,8 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 
-from alignvec.data.chat import Chat, Task, UnwrittenError
-from alignvec.data.journal import Journal, key_of
+from alignvec.data.synthesis.chat import Chat, Task, UnwrittenError
+from alignvec.data.synthesis.journal import Journal, key_of
 from alignvec.errors import AlignvecError
 
 logger = logging.getLogger(__name__)

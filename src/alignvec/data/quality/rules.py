@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import regex
 
-from alignvec.data.expected import Expected
+from alignvec.data.quality.expected import Expected
 from alignvec.data.records import Record
 
 Check = Callable[[Record, Expected], str | None]
@@ -214,7 +214,7 @@ def _is_address(text: str) -> bool:
 
 
 class Rule(NamedTuple):
-    """Without a check it looks at the whole set, see `alignvec.data.clean`."""
+    """Without a check it looks at the whole set, see `alignvec.data.quality.clean`."""
 
     about: str
     check: Check | None = None

@@ -9,10 +9,10 @@ from math import log
 from pathlib import Path
 from typing import Any
 
-from alignvec.data.expected import Expected, expected_of
-from alignvec.data.lines import read_lines
+from alignvec.data.quality.expected import Expected, expected_of
+from alignvec.data.quality.lines import read_lines
+from alignvec.data.quality.rules import is_whole
 from alignvec.data.records import Record
-from alignvec.data.rules import is_whole
 from alignvec.data.spectrum import Spectrum
 from alignvec.data.splits import SPLITS, split_of
 from alignvec.errors import AlignvecError

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from alignvec.data.prompts import Message
+from alignvec.data.synthesis.prompts import Message
 from alignvec.errors import AlignvecError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from alignvec.data.chat import Chat, Completion, Task
+from alignvec.data.synthesis.chat import Chat, Completion, Task
 from alignvec.errors import AlignvecError
 
 

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 from pydantic import BaseModel
 
-from alignvec.data.annotations import Annotations, Answer, annotator_name
+from alignvec.data.annotation.store import Annotations, Answer, annotator_name
 from alignvec.errors import AlignvecError
 from alignvec.files import check_free, checked, read_json, write_json, write_text
 

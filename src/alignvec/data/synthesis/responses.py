@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from alignvec.data.chat import Task
-from alignvec.data.prompts import Prompt
-from alignvec.data.queries import Query
 from alignvec.data.spectrum import Spectrum
+from alignvec.data.synthesis.chat import Task
+from alignvec.data.synthesis.prompts import Prompt
+from alignvec.data.synthesis.queries import Query
 
 _TOKENS_A_WORD = 2  # more than any response needs: a cut one is of no use
 

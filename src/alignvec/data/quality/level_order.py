@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from alignvec.data.expected import Expected
+from alignvec.data.quality.expected import Expected
 from alignvec.data.records import Record
 
 _FEWEST = 30  # records

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from alignvec.data.chat import Task
-from alignvec.data.personas import Persona
-from alignvec.data.prompts import Prompt
 from alignvec.data.records import rows
 from alignvec.data.spectrum import Spectrum
+from alignvec.data.synthesis.chat import Task
+from alignvec.data.synthesis.personas import Persona
+from alignvec.data.synthesis.prompts import Prompt
 from alignvec.files import checked
 
 _MAX_TOKENS = 100

@@ -17,7 +17,7 @@ from typing import Any
 
 import gradio as gr
 
-from alignvec.data.annotations import Annotations, Answer, Item, annotator_name
+from alignvec.data.annotation.store import Annotations, Answer, Item, annotator_name
 from alignvec.errors import AlignvecError
 
 _SCRIPT = """<script>

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from alignvec.data.chat import Chat, Task
 from alignvec.data.duplicates import NearDuplicates
-from alignvec.data.journal import Journal, key_of
-from alignvec.data.prompts import PEOPLE, Prompt
 from alignvec.data.records import rows
 from alignvec.data.spectrum import Spectrum
-from alignvec.data.synthesis import Budget, Outcome, write_texts
+from alignvec.data.synthesis.chat import Chat, Task
+from alignvec.data.synthesis.journal import Journal, key_of
+from alignvec.data.synthesis.prompts import PEOPLE, Prompt
+from alignvec.data.synthesis.writing import Budget, Outcome, write_texts
 from alignvec.errors import AlignvecError
 
 PERSONA_HUB = "proj-persona/PersonaHub"

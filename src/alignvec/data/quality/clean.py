@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alignvec.data.expected import Expected, expected_of
-from alignvec.data.level_order import judge_levels
-from alignvec.data.lines import Line, read_lines
+from alignvec.data.quality.expected import Expected, expected_of
+from alignvec.data.quality.level_order import judge_levels
+from alignvec.data.quality.lines import Line, read_lines
+from alignvec.data.quality.repeats import Repeats
+from alignvec.data.quality.rules import RULES, can_tell_refusals
 from alignvec.data.records import Record
-from alignvec.data.repeats import Repeats
-from alignvec.data.rules import RULES, can_tell_refusals
 from alignvec.data.spectrum import Spectrum
 from alignvec.data.splits import split_of
 from alignvec.errors import check_known

@@ -1,0 +1,1 @@
+"""People check the levels: the page, the answers, how far they agree."""

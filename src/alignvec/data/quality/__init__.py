@@ -1,0 +1,1 @@
+"""What records are worth: cleaning by named rules, statistics, the data sheet."""

@@ -1,0 +1,1 @@
+"""From a spectrum to records: personas, their queries, responses at every level."""
