@@ -22,6 +22,7 @@ from alignvec.data.synthesis.journal import Journal, key_of
 from alignvec.data.synthesis.personas import as_persona, create, from_hub
 from alignvec.data.synthesis.prompts import PEOPLE, Prompt
 from alignvec.data.synthesis.queries import as_query
+from alignvec.data.synthesis.responses import as_response
 from alignvec.data.synthesis.writing import Budget, write_texts
 from test_cli import refused, run
 
@@ -275,6 +276,15 @@ def test_what_comes_around_an_answer_is_taken_off():
     )
     assert as_persona("I cannot help with that, as an AI language model.") is None
     assert as_persona("") is None
+
+
+def test_a_cut_answer_ends_with_its_last_whole_sentence():
+    text = "One is here. Two, at 3.5 mg, is 'here'! Three is\nhere? And four was cut"
+    assert as_response(Completion(text, 1, 1, cut_off=False), 9) == " ".join(text.split())
+    cut = Completion(text, 1, 1, cut_off=True)
+    assert as_response(cut, 99) == "One is here. Two, at 3.5 mg, is 'here'! Three is here?"
+    assert as_response(cut, 9) == "One is here. Two, at 3.5 mg, is 'here'!"
+    assert as_response(Completion("no end", 1, 1, cut_off=True), 9) == "no end"
 
 
 def test_tokens_are_counted_where_a_server_does_not():

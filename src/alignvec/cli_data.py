@@ -244,7 +244,7 @@ def responses(
     from alignvec.data.synthesis.journal import key_of
     from alignvec.data.synthesis.prompts import Prompt
     from alignvec.data.synthesis.queries import read_queries
-    from alignvec.data.synthesis.responses import response_tasks
+    from alignvec.data.synthesis.responses import as_response, response_tasks
 
     about, prompt = read_spectrum(spectrum), Prompt("response", prompts)
     questions = list(read_queries(asked))
@@ -265,8 +265,11 @@ def responses(
             for query, levels in response_tasks(questions, about, prompt):
                 keys = [key_of(task, chat) for task in levels]
                 if all(key in journal for key in keys):
-                    texts = (" ".join(journal[key].text.split()) for key in keys)
-                    yield {**query.model_dump(), **dict(zip(about.level_names, texts, strict=True))}
+                    texts = {
+                        level: as_response(journal[key], about.band(level)[1])
+                        for level, key in zip(about.level_names, keys, strict=True)
+                    }
+                    yield {**query.model_dump(), **texts}
 
         outcome = _write(tasks, chat, journal, budget, concurrency, "responses", "response")
         _finish(out, records(), len(questions), outcome, journal, budget, as_json)

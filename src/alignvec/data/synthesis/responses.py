@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+import regex
+
 from alignvec.data.spectrum import Spectrum
-from alignvec.data.synthesis.chat import Task
+from alignvec.data.synthesis.chat import Completion, Task
 from alignvec.data.synthesis.prompts import Prompt
 from alignvec.data.synthesis.queries import Query
 
-_TOKENS_A_WORD = 2  # more than any response needs: a cut one is of no use
+_TOKENS_A_WORD = 2  # more than a response within its band needs
+_SENTENCE = regex.compile(r"""\S[\s\S]*?[.!?]+["')\]]*(?=\s|$)""")
 
 
 def response_tasks(
@@ -37,3 +40,21 @@ def response_tasks(
             ]
             tasks.append(Task.of([*before, *shown, asked], _TOKENS_A_WORD * most))
         yield query, tasks
+
+
+def as_response(completion: Completion, most: int) -> str:
+    """An answer on one line. Of one that was cut off, the whole sentences that fit into the band.
+
+    Args:
+        most: words.
+    """
+    text = " ".join(completion.text.split())
+    if not completion.cut_off:
+        return text
+    kept, words = [], 0
+    for sentence in _SENTENCE.findall(text):
+        words += len(sentence.split())
+        if words > most:
+            break
+        kept.append(sentence)
+    return " ".join(kept) or text
