@@ -11,11 +11,13 @@ from alignvec.data.synthesis.prompts import Message
 from alignvec.errors import AlignvecError
 
 if TYPE_CHECKING:
+    import torch
+
     from alignvec.knobs import KnobModel
 
 _TRIES = 5  # at an answer that is no answer; the client itself retries 429, 5xx and timeouts
 _LONGEST_PAUSE = 8.0  # seconds
-_PENALTY = 1.15  # on what was said already: small models go round in circles
+_PENALTY = 1.15  # on what it said already: small models go round in circles
 
 
 @dataclass(frozen=True)
@@ -219,7 +221,7 @@ class Local:
 
         torch.manual_seed(hash(tuple(task.sample for task in tasks)) % 2**31)
         longest = max(task.max_tokens for task in tasks)
-        sampling: dict[str, Any] = {"repetition_penalty": _PENALTY}
+        sampling: dict[str, Any] = {"logits_processor": [_NewWords()]}
         if self.temperature > 0:
             sampling |= {"do_sample": True, "temperature": self.temperature, "top_p": 0.9}
         texts = self._model.generate(
@@ -242,6 +244,24 @@ class Local:
     async def close(self) -> None:
         if self._worker is not None:
             await self._worker
+
+
+class _NewWords:
+    """A penalty on tokens that were written already; those of the prompt may be used."""
+
+    def __init__(self) -> None:
+        self._penalise: Any = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        from transformers import RepetitionPenaltyLogitsProcessor
+
+        if self._penalise is None:
+            self._penalise = RepetitionPenaltyLogitsProcessor(
+                _PENALTY, prompt_ignore_length=input_ids.shape[1]
+            )
+            return scores
+        penalised: torch.Tensor = self._penalise(input_ids, scores)
+        return penalised
 
 
 def _one_line(error: BaseException) -> str:
