@@ -138,7 +138,7 @@ def test_same_seed_same_weights(tiny, pairs, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"loss": "dop"}, "unknown loss 'dop'; one of dpo"),
+        ({"loss": "dop"}, "unknown loss 'dop'; did you mean 'dpo'"),
         ({"method": "half"}, "unknown method"),
         ({"learning_rate": float("nan")}, "learning rate"),
         ({"batch_size": 0}, "batch_size must be a positive number"),

@@ -19,7 +19,7 @@ from math import prod
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from alignvec.errors import AlignvecError
+from alignvec.errors import AlignvecError, check_known
 from alignvec.vector.delta import Delta, Dense, Lazy, parts
 
 if TYPE_CHECKING:
@@ -47,8 +47,7 @@ class Combine:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.how not in WAYS:
-            raise AlignvecError(f"unknown combination '{self.how}'; one of {', '.join(WAYS)}")
+        check_known("combination", self.how, WAYS)
         if not 0 < self.density <= 1:
             raise AlignvecError(f"density is a share, above 0 and at most 1, not {self.density}")
         if self.seed < 0:
