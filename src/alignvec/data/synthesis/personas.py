@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import random
 import re
 from collections import Counter
@@ -19,6 +20,8 @@ from alignvec.data.synthesis.journal import Journal, key_of
 from alignvec.data.synthesis.prompts import PEOPLE, Prompt
 from alignvec.data.synthesis.writing import Budget, Outcome, write_texts
 from alignvec.errors import AlignvecError
+
+logger = logging.getLogger(__name__)
 
 PERSONA_HUB = "proj-persona/PersonaHub"
 _SHOWN = 3  # people of the set so far that a prompt shows
@@ -124,7 +127,11 @@ def create(
             for _ in range(min(concurrency, count - len(created)))
         ]
         writer, tasks = chat(), [task for _, task in asked]
-        total += write_texts(tasks.copy, writer, journal, budget, concurrency)
+        if rounds == 1:
+            read, written = count * tasks[0].prompt_tokens, count * _MAX_TOKENS
+            logger.info("%d personas: about %d tokens read, at most %d written, and more where "
+                        "one reads like another", count, read, written)  # fmt: skip
+        total += write_texts(tasks.copy, writer, journal, budget, concurrency, announce=False)
         before = len(created)
         for traits, task in asked:
             key = key_of(task, writer)

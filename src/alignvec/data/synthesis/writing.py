@@ -76,18 +76,20 @@ def write_texts(
     budget: Budget | None = None,
     concurrency: int = 16,
     on_done: Callable[[int, int], None] = lambda done, total: None,
+    announce: bool = True,
 ) -> Outcome:
     """Have every text written that is not in the journal yet.
 
     Args:
         tasks: gives them, the same at every call; they need not fit the memory.
         concurrency: requests at the same time.
+        announce: log before the start what it may cost.
 
     Raises:
         AlignvecError: the writer or the disk gives up; what is in the journal stays.
     """
     budget = budget or Budget()
-    total = _estimate(tasks(), chat, journal, budget)
+    total = _estimate(tasks(), chat, journal, budget) if announce else 0
     return asyncio.run(_write(iter(tasks()), total, chat, journal, budget, concurrency, on_done))
 
 
