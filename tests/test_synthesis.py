@@ -219,6 +219,16 @@ def test_what_the_server_refuses_is_named_and_the_rest_is_there(tmp_path):
     assert "content policy" in line
 
 
+def test_a_server_that_refuses_everything_is_not_asked_for_all(tmp_path):
+    queries, out = write_queries(tmp_path / "queries.jsonl", 100), tmp_path / "records.jsonl"
+    with serving("refused=1") as (url, _):
+        line = refused("data", "responses", queries, "--spectrum", "medical", "--endpoint", url,
+                       "--model", "m", "--concurrency", 4, "-o", out)  # fmt: skip
+    assert "the first 20 all failed: " in line
+    assert "content policy" in line
+    assert len(lines_of(Path(f"{out}.journal"))) <= 24
+
+
 def test_a_dead_endpoint_is_one_line(tmp_path):
     queries = write_queries(tmp_path / "queries.jsonl", 3)
     line = refused("data", "responses", queries, "--spectrum", "medical", "--endpoint",

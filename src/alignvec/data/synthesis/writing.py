@@ -13,6 +13,8 @@ from alignvec.errors import AlignvecError
 
 logger = logging.getLogger(__name__)
 
+_HOPELESS = 20  # failures without one text: a wrong model name or option, not a wrong request
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -149,6 +151,8 @@ async def _write(
                     await journal.add(key, str(error))
                     outcome.failed += 1
                     outcome.reasons = [*outcome.reasons, str(error)][:10]
+                    if outcome.failed == _HOPELESS and not outcome.written:
+                        raise AlignvecError(f"the first {_HOPELESS} all failed: {error}") from None
                 del asked[key]
             done += 1
             on_done(done, total)
@@ -157,7 +161,7 @@ async def _write(
         async with asyncio.TaskGroup() as workers:
             for _ in range(concurrency):
                 workers.create_task(work())
-    except* AlignvecError as group:
+    except ExceptionGroup as group:
         raise group.exceptions[0] from None
     finally:
         await chat.close()
