@@ -17,5 +17,6 @@ writer=(--spectrum medical --endpoint http://127.0.0.1:8765/v1 --model "$model" 
 alignvec data personas "${writer[@]}" --create "$personas" --temperature 0.7 -o "$out/personas.jsonl"
 alignvec data queries "$out/personas.jsonl" "${writer[@]}" --each 2 -o "$out/queries.jsonl"
 alignvec data responses "$out/queries.jsonl" "${writer[@]}" -o "$out/records.jsonl"
-alignvec data clean "$out/records.jsonl" -o "$out/clean.jsonl" --json > "$out/report.json"
-wc -l "$out"/*.jsonl
+cd "$out"
+alignvec data clean records.jsonl -o clean.jsonl --json > report.json
+wc -l ./*.jsonl
