@@ -145,9 +145,45 @@ def test_a_line_cut_in_half_is_cut_off(tmp_path):
         assert len(lines_of(path)) == 3
 
 
+def test_what_somebody_made_of_an_output_is_not_lost(tmp_path):
+    queries, out = write_queries(tmp_path / "queries.jsonl", 4), tmp_path / "records.jsonl"
+    with serving() as (url, _):
+        command = ("data", "responses", queries, "--spectrum", "medical", "--endpoint", url,
+                   "--model", "m", "-o", out)  # fmt: skip
+        run(*command)
+        write_queries(queries, 6)
+        run(*command)  # two more: nothing is lost
+        whole = out.read_text()
+        out.write_text(whole + '{"hand": "made"}\n')
+        assert "holds other lines" in refused(*command)
+        assert out.read_text() == whole + '{"hand": "made"}\n'
+        run(*command, "--overwrite")
+    assert out.read_text() == whole
+
+
+def test_nothing_is_written_where_there_is_nothing(tmp_path):
+    queries, out = write_queries(tmp_path / "queries.jsonl", 4), tmp_path / "records.jsonl"
+    with serving("refused=1") as (url, _):
+        line = refused("data", "responses", queries, "--spectrum", "medical", "--endpoint", url,
+                       "--model", "m", "-o", out)  # fmt: skip
+    assert "none of 4: 12 could not be had" in line
+    assert not out.exists()
+
+
+def test_a_damaged_line_of_a_journal_is_named(tmp_path):
+    path = tmp_path / "journal"
+    journal = Journal(path)
+    write_texts(lambda: tasks(3), Scripted(), journal)
+    journal.close()
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + b"garbage {{\n" + lines[1] + lines[2])
+    with pytest.raises(AlignvecError, match="journal, line 2: no entry of a journal"):
+        Journal(path)
+
+
 def test_a_foreign_file_is_no_journal(tmp_path):
     (tmp_path / "journal").write_text("dear diary\n")
-    with pytest.raises(AlignvecError, match="is no journal"):
+    with pytest.raises(AlignvecError, match="line 1: no entry of a journal"):
         Journal(tmp_path / "journal")
     assert (tmp_path / "journal").read_text() == "dear diary\n"
 
@@ -242,13 +278,29 @@ def test_wrong_usage_is_one_line(tmp_path):
     out = tmp_path / "out.jsonl"
     common = ("data", "responses", queries, "-o", out)
     assert "no spectrum 'tea'" in refused(*common, "--spectrum", "tea")
-    assert "are no prices" in refused(*common, "--spectrum", "tone", "--prices", "cheap")
-    assert "needs --prices" in refused(*common, "--spectrum", "tone", "--money-budget", 1)
+    medical = (*common, "--spectrum", "medical")
+    assert "are no prices" in refused(*medical, "--prices", "cheap")
+    assert "needs --prices" in refused(*medical, "--money-budget", 1)
+    assert "'q0' is of domain 'medical'" in refused(*common, "--spectrum", "tone")
+    assert "give --model" in refused(*medical, "--endpoint", "http://localhost:1/v1")
+    assert "'x' is no endpoint" in refused(*medical, "--endpoint", "x", "--model", "m")
     broken = tmp_path / "broken.yaml"
     broken.write_text("version: 1\nlevels: [")
     assert "not readable YAML" in refused(*common, "--spectrum", broken)
     broken.write_text("version: 1\ndomain: x\nabout: y\ntopics: [z]\nlevels: []\n")
     assert "field 'levels'" in refused(*common, "--spectrum", broken)
+    for levels, message in (
+        ("[{name: id, instruction: a}, {name: b, instruction: b}]", "cannot be called 'id'"),
+        ("[{name: a, instruction: a}, {name: a, instruction: b}]", "two levels share a name"),
+    ):
+        broken.write_text(f"version: 1\ndomain: x\nabout: y\ntopics: [z]\nlevels: {levels}\n")
+        assert message in refused(*common, "--spectrum", broken)
+    queries.write_text(queries.read_text() * 2)
+    assert "line 4: field 'id': 'q0' is used before" in refused(*medical)
+    queries.write_text('{"id": "a", "domain": "medical", "query": "\\ud800"}\n')
+    assert "line 1: half of a surrogate pair" in refused(*medical)
+    queries.write_text("")
+    assert "queries.jsonl is empty" in refused(*medical)
     queries.write_text('{"id": "a", "domain": "tea"}\n')
     assert "line 1: field 'query'" in refused(*common, "--spectrum", "tone")
 

@@ -30,7 +30,7 @@ from alignvec.cli_options import (
     VectorArgument,
     Vectors,
 )
-from alignvec.errors import AlignvecError
+from alignvec.errors import AlignvecError, printable
 from alignvec.progress import progress
 
 if TYPE_CHECKING:
@@ -942,8 +942,3 @@ def error_line(message: str) -> str:
     """
     line = "error: " + printable(" ".join(message.split()))
     return line if len(line) <= _LINE else line[: _LINE - 3] + "..."
-
-
-def printable(text: str) -> str:
-    """`text` with its control characters, and whatever else has no glyph, spelled out."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

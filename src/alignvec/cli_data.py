@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from alignvec.cli_options import AsJson, Domain, Out, Overwrite
-from alignvec.errors import AlignvecError
+from alignvec.errors import AlignvecError, printable
 from alignvec.progress import progress
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def personas(
             found = [*found, *created]
         _finish(
             out, (persona.model_dump() for persona in found), known + create, outcome, journal,
-            budget, as_json,
+            budget, overwrite, as_json,
         )  # fmt: skip
 
 
@@ -186,12 +186,12 @@ def queries(
     """What the personas ask, each in its own voice, on topics of the spectrum."""
     from alignvec.data.spectrum import read_spectrum
     from alignvec.data.synthesis.journal import key_of
-    from alignvec.data.synthesis.personas import read_personas
+    from alignvec.data.synthesis.personas import Persona, read_all
     from alignvec.data.synthesis.prompts import Prompt
     from alignvec.data.synthesis.queries import as_query, query_tasks
 
     about, prompt = read_spectrum(spectrum), Prompt("query", prompts)
-    asking = list(read_personas(people))
+    asking = read_all(Persona, people)
 
     def wanted() -> Iterator[tuple[dict[str, Any], Task]]:
         for query, task in query_tasks(asking, about, prompt, each):
@@ -211,7 +211,7 @@ def queries(
             for query, task in wanted()
             if (key := key_of(task, chat)) in journal
         )
-        _finish(out, written, len(asking) * each, outcome, journal, budget, as_json)
+        _finish(out, written, len(asking) * each, outcome, journal, budget, overwrite, as_json)
 
 
 @app.command(
@@ -247,7 +247,7 @@ def responses(
     from alignvec.data.synthesis.responses import as_response, response_tasks
 
     about, prompt = read_spectrum(spectrum), Prompt("response", prompts)
-    questions = list(read_queries(asked))
+    questions = read_queries(asked, about.domain)
     if show_prompts:
         for task in next(response_tasks(questions, about, prompt))[1]:
             _show(task)
@@ -272,7 +272,7 @@ def responses(
                     yield {**query.model_dump(), **texts}
 
         outcome = _write(tasks, chat, journal, budget, concurrency, "responses", "response")
-        _finish(out, records(), len(questions), outcome, journal, budget, as_json)
+        _finish(out, records(), len(questions), outcome, journal, budget, overwrite, as_json)
 
 
 @app.command(
@@ -553,6 +553,7 @@ def _print_statistics(found: Mapping[str, Any]) -> None:
     from rich.text import Text
 
     domains = ", ".join(f"{name} {one['records']}" for name, one in found["domains"].items())
+    domains = printable(domains)
     table = Table("", title=Text(f"{found['records']} records: {domains}"))
     for column in ("words", "sd", "5% to 95%", "distinct-2", "commonest opening", "grade"):
         table.add_column(column, justify="right")
@@ -621,6 +622,10 @@ def _writer(
     from alignvec.data.synthesis.chat import Endpoint, Local
 
     if endpoint:
+        if model == "embedded":
+            raise AlignvecError("give --model, by the name that the endpoint knows")
+        if endpoint != "openai" and not endpoint.startswith(("http://", "https://")):
+            raise AlignvecError(f"'{endpoint}' is no endpoint; as in http://localhost:8000/v1")
         url = None if endpoint == "openai" else endpoint
         return lambda: Endpoint(url, model, temperature, timeout, retries)
     from alignvec.knobs import KnobModel
@@ -646,7 +651,7 @@ def _budget(tokens: int | None, money: float | None, prices: str) -> Budget:
 
 @contextmanager
 def _journal(out: Path, overwrite: bool) -> Iterator[Journal]:
-    """The journal of an output, beside it. An output that has one may be written again."""
+    """The journal of an output, beside it. An output that has one may be completed."""
     from alignvec.data.synthesis.journal import Journal
     from alignvec.files import check_free
 
@@ -681,12 +686,15 @@ def _finish(
     outcome: Outcome,
     journal: Journal,
     budget: Budget,
+    overwrite: bool,
     as_json: bool,
 ) -> None:
     """Write what is there and say what it took.
 
+    An earlier output may be completed without asking, not replaced.
+
     Raises:
-        AlignvecError: something is missing.
+        AlignvecError: something is missing, or would be lost.
     """
     import json
     from dataclasses import asdict
@@ -698,6 +706,14 @@ def _finish(
         for line in lines:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             count += 1
+        file.close()
+        if count == 0:
+            raise AlignvecError(f"none of {wanted}: {outcome.missing}")
+        if not overwrite and out.exists() and not _lines(out) <= _lines(partial):
+            raise AlignvecError(
+                f"{out} holds other lines than these; choose another name or pass --overwrite (the "
+                "new texts are in its journal)"
+            )
     spent = {
         "prompt_tokens": journal.prompt_tokens,
         "completion_tokens": journal.completion_tokens,
@@ -716,6 +732,10 @@ def _finish(
     if count < wanted:
         why = outcome.missing or "the writer has no new ideas; raise the temperature"
         raise AlignvecError(f"{wanted - count} of {wanted} are missing: {why}")
+
+
+def _lines(path: Path) -> set[bytes]:
+    return set(path.read_bytes().splitlines())
 
 
 def _show(task: Task) -> None:

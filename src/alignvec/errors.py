@@ -22,3 +22,8 @@ def check_known(what: str, name: object, known: Iterable[str]) -> None:
         others = f"one of {', '.join(names)}" if names else "there is none"
         hint = f"did you mean '{close[0]}'?" if close else others
         raise AlignvecError(f"unknown {what} '{name}'; {hint}")
+
+
+def printable(text: str) -> str:
+    """`text` with its control characters, and whatever else has no glyph, spelled out."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

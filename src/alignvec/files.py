@@ -191,7 +191,9 @@ def checked(model: type[Record], content: Any, where: object) -> Record:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise AlignvecError(f"{where}: field '{place}': {first['msg']}") from None
+        field = f"field '{place}': " if place else ""
+        wrong = "not an object" if first["type"] == "model_type" else first["msg"]
+        raise AlignvecError(f"{where}: {field}{wrong.removeprefix('Value error, ')}") from None
 
 
 def _is_deep(value: Any) -> bool:

@@ -29,8 +29,7 @@ def parse_order(text: str) -> list[str]:
     order = [level.strip() for level in text.split(",")]
     if len(order) < 2 or "" in order or len(set(order)) < len(order):
         raise AlignvecError(
-            f"'{text}' is no order of levels; name two or more, each once, the most preferred "
-            "first, as in expert,generic,avoidance"
+            f"'{text}' is no order of levels; name two or more, each once, with commas between"
         )
     return order
 

@@ -21,7 +21,7 @@ from alignvec.errors import AlignvecError, check_known
 
 BUILTIN = "builtin"
 LEVELS = ("avoidance", "generic", "expert")  # from low to high
-_ABOUT = ("id", "domain", "topic", "persona", "query")
+ABOUT = ("id", "domain", "topic", "persona", "query")  # a record, besides its levels
 
 
 class Record(BaseModel):
@@ -51,11 +51,11 @@ class Record(BaseModel):
             fields["query"] = fields.pop("prompt")
         if "id" not in fields and isinstance(fields.get("query"), str):
             fields["id"] = hashlib.sha256(fields["query"].encode()).hexdigest()[:16]
-        about = {name: fields[name] for name in _ABOUT if name in fields}
+        about = {name: fields[name] for name in ABOUT if name in fields}
         levels = {
             name: value
             for name, value in fields.items()
-            if name not in _ABOUT and isinstance(value, str)
+            if name not in ABOUT and isinstance(value, str)
         }
         return {**about, "levels": levels}
 
@@ -182,7 +182,12 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    yield f"{path.name}, line {number}", json.loads(line)
+                    value = json.loads(line)
+                    if "\\u" in line:  # half of a surrogate pair is no text
+                        json.dumps(value, ensure_ascii=False).encode()
+                    yield f"{path.name}, line {number}", value
+    except UnicodeEncodeError:
+        raise AlignvecError(f"{path.name}, line {number}: half of a surrogate pair") from None
     except json.JSONDecodeError as error:
         raise AlignvecError(f"{path.name}, line {number}: not JSON: {error.msg}") from None
     except RecursionError:

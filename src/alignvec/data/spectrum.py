@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from alignvec.data.records import ABOUT
 from alignvec.errors import AlignvecError
 from alignvec.files import checked
 
@@ -73,6 +74,8 @@ class Spectrum(BaseModel):
     @model_validator(mode="after")
     def _fits_together(self) -> Spectrum:
         names = self.level_names
+        if taken := {"prompt", *ABOUT}.intersection(names):
+            raise ValueError(f"a level cannot be called '{taken.pop()}', as other fields are")
         if len(set(names)) < len(names):
             raise ValueError("two levels share a name")
         if not all(0 < low < high for low, high in map(self.band, names)):

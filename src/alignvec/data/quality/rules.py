@@ -130,7 +130,8 @@ _TRAILING = regex.compile(r"(?:\.\.|…)\W*$")
 
 def is_finished(record: Record, expected: Expected) -> str | None:
     for level, text in _responses(record, expected):
-        if not _ENDING.search(text) or _TRAILING.search(text):
+        end = text.rstrip()[-100:]
+        if not _ENDING.search(end) or _TRAILING.search(end):
             return f"'{level}' stops in the middle: \"...{text[-30:]}\""
     return None
 

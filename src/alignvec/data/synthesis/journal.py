@@ -118,8 +118,10 @@ class Journal:
             completion = Completion(**entry["completion"]) if "completion" in entry else None
             reason = "" if completion else str(entry["failure"])
         except (ValueError, KeyError, TypeError):
+            number = self.path.read_bytes()[:offset].count(b"\n") + 1
             raise AlignvecError(
-                f"{self.path} is no journal of texts (at byte {offset}); move it away"
+                f"{self.path}, line {number}: no entry of a journal; delete that line, "
+                "or move the file away"
             ) from None
         if completion is None:
             self._failed[key] = reason

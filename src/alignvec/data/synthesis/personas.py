@@ -7,8 +7,9 @@ import logging
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,6 +21,12 @@ from alignvec.data.synthesis.journal import Journal, key_of
 from alignvec.data.synthesis.prompts import PEOPLE, Prompt
 from alignvec.data.synthesis.writing import Budget, Outcome, write_texts
 from alignvec.errors import AlignvecError
+from alignvec.files import checked
+
+if TYPE_CHECKING:
+    from alignvec.data.synthesis.queries import Query
+
+    Kind = TypeVar("Kind", "Persona", Query)
 
 logger = logging.getLogger(__name__)
 
@@ -179,9 +186,18 @@ def as_persona(text: str) -> str | None:
     return line
 
 
-def read_personas(path: Path) -> Iterator[Persona]:
-    """Raises: AlignvecError: the file cannot be read, or a line is no persona."""
-    from alignvec.files import checked
+def read_all(kind: type[Kind], path: Path) -> list[Kind]:
+    """Personas or queries, all of a file.
 
+    Raises:
+        AlignvecError: the file cannot be read or is empty, a line is none, or an id comes twice.
+    """
+    found: dict[str, Kind] = {}
     for place, fields in rows(str(path)):
-        yield checked(Persona, fields, place)
+        one = checked(kind, fields, place)
+        if one.id in found:
+            raise AlignvecError(f"{place}: field 'id': '{one.id}' is used before")
+        found[one.id] = one
+    if not found:
+        raise AlignvecError(f"{path} is empty")
+    return list(found.values())

@@ -9,12 +9,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from alignvec.data.records import rows
 from alignvec.data.spectrum import Spectrum
 from alignvec.data.synthesis.chat import Task
-from alignvec.data.synthesis.personas import Persona
+from alignvec.data.synthesis.personas import Persona, read_all
 from alignvec.data.synthesis.prompts import Prompt
-from alignvec.files import checked
+from alignvec.errors import AlignvecError
 
 _MAX_TOKENS = 100
 _FORMS = (
@@ -74,7 +73,17 @@ def as_query(text: str) -> str:
     return line.strip()
 
 
-def read_queries(path: Path) -> Iterator[Query]:
-    """Raises: AlignvecError: the file cannot be read, or a line is no query."""
-    for place, fields in rows(str(path)):
-        yield checked(Query, fields, place)
+def read_queries(path: Path, domain: str) -> list[Query]:
+    """Queries of one domain.
+
+    Raises:
+        AlignvecError: the file cannot be read or is empty, a line is no query or one of another
+            domain, or an id comes twice.
+    """
+    queries = read_all(Query, path)
+    for query in queries:
+        if query.domain != domain:
+            raise AlignvecError(
+                f"{path}: '{query.id}' is of domain '{query.domain}', the spectrum of '{domain}'"
+            )
+    return queries
