@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import os
 import sys
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from alignvec import cli_data
-from alignvec.cli_options import (
+from alignvec.cli_common import (
     AnyBase,
     AsJson,
     BaseArgument,
@@ -29,6 +28,10 @@ from alignvec.cli_options import (
     StoredDtype,
     VectorArgument,
     Vectors,
+    check_apart,
+    check_folder,
+    print_json,
+    print_table,
 )
 from alignvec.errors import AlignvecError, printable
 from alignvec.progress import progress
@@ -166,7 +169,7 @@ def align(
     if as_json:
         from alignvec.files import read_json
 
-        _print_json(read_json(out / "training.json"))
+        print_json(read_json(out / "training.json"))
     else:
         typer.echo(f"aligned model: {out}\nnext: alignvec extract {base} {out} -o VECTOR")
 
@@ -203,7 +206,7 @@ def extract(
     from alignvec.vector.compress import compress as svd
 
     parse_dtype(dtype, on_disk=True)
-    _apart(out, base, aligned)
+    check_apart(out, base, aligned)
     check_free(out, overwrite)
     with progress("comparing", "B") as advance:
         vector = AlignmentVector.extract(base, aligned, name, allow_missing, advance)
@@ -286,7 +289,7 @@ def fold(
     from alignvec.vector.fold import fold as to_disk
 
     way = Combine(combine, density, seed)
-    _apart(out, base, *(text.partition("=")[2] for text in vector))
+    check_apart(out, base, *(text.partition("=")[2] for text in vector))
     check_free(out, overwrite)
     vectors, settings = _vectors_and_settings(vector, setting)
     if len(settings) != 1 or not vectors:
@@ -323,13 +326,13 @@ def inspect(
         for name, one in found.items():
             draw_norms(one, out.with_name(f"{out.name}-{name}"))
     if as_json:
-        _print_json({"vectors": found, **(relation or {})})
+        print_json({"vectors": found, **(relation or {})})
         return
     for name, one in found.items():
         typer.echo(_summary(name, one))
     if relation:
         for what in ("cosine", "sign_conflict"):
-            _print_table(_matrix_table(what.replace("_", " "), relation[what]))
+            print_table(_matrix_table(what.replace("_", " "), relation[what]))
 
 
 @app.command(epilog="Example: alignvec export medical-av --format peft -o medical-lora")
@@ -409,7 +412,7 @@ def generate(
         options |= {"do_sample": True, "temperature": temperature}
     answers = model.generate([question] * len(settings), settings, **options)
     if as_json:
-        _print_json(
+        print_json(
             [
                 {"setting": one, "answer": answer}
                 for one, answer in zip(settings, answers, strict=True)
@@ -466,8 +469,7 @@ def evaluate(
     if len(setting) > 1:
         raise AlignvecError("eval measures one setting at a time; join knobs with commas")
     records = _records(data, order, domain, split, "test")[:limit]
-    if out.exists() and not out.is_dir():
-        raise AlignvecError(f"{out} is a file; -o takes a folder")
+    check_folder(out)
     model, settings = _knob_model(base, vector, setting, any_base, dtype, device)
     model.set(settings[0])
     if turn is None:
@@ -496,9 +498,9 @@ def evaluate(
         )
         written = [out / "sweep.json", out / "sweep.png", out / "sweep.svg"]
     if as_json:
-        _print_json(result)
+        print_json(result)
         return
-    _print_table(table)
+    print_table(table)
     typer.echo("written: " + ", ".join(str(path) for path in written))
 
 
@@ -601,9 +603,9 @@ def search(
     elif len(targets) > 1:
         draw_behaviours(result, out.with_suffix(""))
     if as_json:
-        _print_json(result.to_json())
+        print_json(result.to_json())
         return
-    _print_table(_behaviours_table(result.method, result.front or result.found))
+    print_table(_behaviours_table(result.method, result.front or result.found))
     for found in result.found:
         if len(targets) == 1 or not found.reached:
             typer.echo(str(found))
@@ -659,7 +661,7 @@ def calibrate(
         )
     write_calibration(Path(folder), found.model_dump())
     if as_json:
-        _print_json(found.model_dump())
+        print_json(found.model_dump())
         return
     at = ", ".join(f"{level} at {strength:g}" for level, strength in found.levels.items())
     typer.echo(
@@ -706,7 +708,7 @@ def route(
     result = {"domains": router.domains, "train": len(train), "test": len(test), "right": right,
               "unsure": found.count(None)}  # fmt: skip
     if as_json:
-        _print_json(result)
+        print_json(result)
         return
     typer.echo(
         f"router: {out} ({', '.join(router.domains)}); {right} of {len(test)} unseen queries "
@@ -743,12 +745,6 @@ def _records(
     if split is None and data == BUILTIN:
         split = builtin_split
     return list(read_records(data, levels, domain, None if split == "all" else split))
-
-
-def _apart(out: Path, *inputs: str) -> None:
-    """Refuse to write over what is read."""
-    if any(Path(source).exists() and out.exists() and out.samefile(source) for source in inputs):
-        raise AlignvecError(f"{out} is also an input; choose another name")
 
 
 def _default_order(data: str) -> str:
@@ -806,7 +802,7 @@ def _save_vector(
     with progress("writing", "B") as advance:
         vector.save_pretrained(out, dtype, overwrite, advance)
     if as_json:
-        _print_json(read_json(out / "alignment_vector.json"))
+        print_json(read_json(out / "alignment_vector.json"))
     else:
         typer.echo(f"alignment vector: {out} ({vector.kind}, {len(vector.deltas)} tensors)")
 
@@ -883,16 +879,6 @@ def _behaviours_table(method: str, settings: list[Found]) -> Table:
         cost = [f"{kept.kl:.3f}", f"x {kept.perplexity:.2f}"] if kept else []
         table.add_row(_written(found.setting), *cells, reached, *cost)
     return table
-
-
-def _print_table(table: Table) -> None:
-    from rich.console import Console
-
-    Console().print(table)
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2))
 
 
 def _written(setting: dict[str, float]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,7 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from alignvec.cli_options import AsJson, Domain, Out, Overwrite
+from alignvec.cli_common import (
+    AsJson,
+    Domain,
+    Out,
+    Overwrite,
+    check_apart,
+    check_folder,
+    print_json,
+    print_table,
+)
 from alignvec.errors import AlignvecError, printable
 from alignvec.progress import progress
 
@@ -184,14 +194,15 @@ def queries(
     as_json: AsJson = False,
 ) -> None:
     """What the personas ask, each in its own voice, on topics of the spectrum."""
+    from alignvec.data.records import read_entries
     from alignvec.data.spectrum import read_spectrum
     from alignvec.data.synthesis.journal import key_of
-    from alignvec.data.synthesis.personas import Persona, read_all
+    from alignvec.data.synthesis.personas import Persona
     from alignvec.data.synthesis.prompts import Prompt
     from alignvec.data.synthesis.queries import as_query, query_tasks
 
     about, prompt = read_spectrum(spectrum), Prompt("query", prompts)
-    asking = read_all(Persona, people)
+    asking = read_entries(Persona, people)
 
     def wanted() -> Iterator[tuple[dict[str, Any], Task]]:
         for query, task in query_tasks(asking, about, prompt, each):
@@ -396,8 +407,6 @@ def agreement(
     Raw agreement, Cohen's kappa of each pair (plain, linear, quadratic), Fleiss' kappa,
     Krippendorff's alpha (nominal, ordinal), with 95% intervals from a bootstrap over items.
     """
-    import json
-
     from alignvec.data.annotation import agreement as measures
     from alignvec.files import write_json, write_text
     from alignvec.report.figures import draw_confusion
@@ -406,15 +415,14 @@ def agreement(
     found = measures.agreement(ratings, seed)
     differing = measures.disagreements(ratings)
     if out is not None:
-        if out.exists() and not out.is_dir():
-            raise AlignvecError(f"{out} is a file; -o takes a folder")
+        check_folder(out)
         write_json(out / "agreement.json", found)
         lines = (json.dumps(item, ensure_ascii=False) + "\n" for item in differing)
         write_text(out / "disagreements.jsonl", "".join(lines))
         if found["confusion"]:
             draw_confusion(found["confusion"], out / "confusion")
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        print_json(found)
         return
     _print_agreement(found)
     where = f"; written: {out}" if out else ""
@@ -454,16 +462,13 @@ def clean(
     What is kept stays as it came. What is rejected goes to NAME.rejected.jsonl beside it, with the
     rule and the reason.
     """
-    import json
-
     from alignvec.data.quality.clean import clean as judge
     from alignvec.data.quality.clean import rejected_path
     from alignvec.data.spectrum import read_spectrum
     from alignvec.files import check_free
 
     for path in (out, rejected_path(out)):
-        if path.exists() and Path(data).exists() and path.samefile(data):
-            raise AlignvecError(f"{path} is also an input; choose another name")
+        check_apart(path, data)
         check_free(path, overwrite)
     known = [read_spectrum(name) for name in spectra]
     with progress("cleaning", "step") as advance:
@@ -471,7 +476,7 @@ def clean(
     cleaned.write(out, overwrite)
     report = cleaned.report()
     if as_json:
-        typer.echo(json.dumps({"data": data, **report}, indent=2))
+        print_json({"data": data, **report})
         return
     _print_rejected(report["rejected"])
     where = defaultdict[tuple[str, str], list[str]](list)
@@ -487,7 +492,6 @@ def clean(
 
 
 def _print_rejected(counts: Mapping[str, int]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from alignvec.data.quality.rules import RULES
@@ -496,7 +500,7 @@ def _print_rejected(counts: Mapping[str, int]) -> None:
     table.add_column("rejected", justify="right")
     for rule, count in counts.items():
         table.add_row(rule, RULES[rule].about, str(count))
-    Console().print(table)
+    print_table(table)
 
 
 @app.command(epilog="Example: alignvec data stats builtin -o builtin-stats")
@@ -518,16 +522,14 @@ def stats(
     as_json: AsJson = False,
 ) -> None:
     """Lengths, diversity, readability and topics; does the length give the level away?"""
-    import json
-
     from alignvec.data.quality.datasheet import about_text, datasheet, length_line
     from alignvec.data.quality.stats import statistics
     from alignvec.data.spectrum import read_spectrum
     from alignvec.files import write_json, write_text
     from alignvec.report.figures import draw_lengths
 
-    if out is not None and out.exists() and not out.is_dir():
-        raise AlignvecError(f"{out} is a file; -o takes a folder")
+    if out is not None:
+        check_folder(out)
     said = about_text(data, about)
     known = [read_spectrum(name) for name in spectra]
     found = statistics(data, known, _levels(levels, None)[0] or ())
@@ -536,7 +538,7 @@ def stats(
         write_text(out / "DATASHEET.md", datasheet(Path(data).name, found, said))
         draw_lengths(found["levels"], out / "lengths")
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        print_json(found)
         return
     _print_statistics(found)
     for check in found["length_check"]:
@@ -548,7 +550,6 @@ def stats(
 
 
 def _print_statistics(found: Mapping[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -565,7 +566,7 @@ def _print_statistics(found: Mapping[str, Any]) -> None:
             f"{words['p5']:.0f} to {words['p95']:.0f}", f"{one['distinct_2']:.2f}", Text(opening),
             f"{one['readability_grade']['mean']:.1f}",
         )  # fmt: skip
-    Console().print(table)
+    print_table(table)
     topics, splits = found["topics"], found["splits"]
     parts = ", ".join(f"{split} {count}" for split, count in splits.items())
     typer.echo(f"{found['personas']} personas, {topics['distinct']} topics; {parts}")
@@ -582,7 +583,6 @@ def _levels(levels: str | None, spectrum: str | None) -> tuple[list[str] | None,
 
 
 def _print_agreement(found: Mapping[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -604,7 +604,7 @@ def _print_agreement(found: Mapping[str, Any]) -> None:
     for name, pair in pairs:
         cells = value(pair["raw"]), shown(pair["kappa"]), value(pair["linear"])
         table.add_row(Text(name), str(pair["raw"]["items"]), *cells, value(pair["quadratic"]))
-    Console().print(table)
+    print_table(table)
     together = found["together"]
     typer.echo(
         f"all together: raw {shown(together['raw'])}, Fleiss' kappa {shown(together['fleiss'])}\n"
@@ -696,7 +696,6 @@ def _finish(
     Raises:
         AlignvecError: something is missing, or would be lost.
     """
-    import json
     from dataclasses import asdict
 
     from alignvec.files import write_file
@@ -721,7 +720,7 @@ def _finish(
     }
     if as_json:
         result = {"wanted": wanted, "there": count, **asdict(outcome), **spent}
-        typer.echo(json.dumps(result, indent=2))
+        print_json(result)
     else:
         money = f", {spent['money']:.2f} in money" if any(budget.prices) else ""
         typer.echo(

@@ -12,12 +12,13 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from alignvec.data.splits import SPLITS, split_of
 from alignvec.errors import AlignvecError, check_known
+from alignvec.files import checked
 
 BUILTIN = "builtin"
 LEVELS = ("avoidance", "generic", "expert")  # from low to high
@@ -128,6 +129,36 @@ def read_records(
         )
 
 
+class Entry(BaseModel):
+    """What a record is made from: a persona, a query. Fields that it does not know are left out."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: str = Field(min_length=1)
+    domain: str
+
+
+SomeEntry = TypeVar("SomeEntry", bound=Entry)
+
+
+def read_entries(kind: type[SomeEntry], path: Path) -> list[SomeEntry]:
+    """All entries of a file.
+
+    Raises:
+        AlignvecError: the file cannot be read or is empty, a line is no entry of this kind, or an
+            id comes twice.
+    """
+    found: dict[str, SomeEntry] = {}
+    for place, fields in rows(str(path)):
+        entry = checked(kind, fields, place)
+        if entry.id in found:
+            raise AlignvecError(f"{place}: field 'id': '{entry.id}' is used before")
+        found[entry.id] = entry
+    if not found:
+        raise AlignvecError(f"{path} is empty")
+    return list(found.values())
+
+
 def level_names(source: str | Path) -> list[str]:
     """The levels of the first record of a source, in its order.
 
@@ -157,9 +188,8 @@ def rows(source: str) -> Iterator[tuple[str, Any]]:
     """(where, fields) of every row of a source."""
     path = Path(source).expanduser()
     if source == BUILTIN:
-        for file in sorted(builtin_files(), key=lambda file: file.name):
-            if file.name != "safety.jsonl":  # pairs, not levels; read it as a file of its own
-                yield from _json_lines(file)
+        for file in builtin_levels():
+            yield from _json_lines(file)
     elif path.is_file() and path.suffix in (".jsonl", ".json", ".ndjson"):
         yield from _json_lines(path)
     elif path.is_dir() or ("/" in source and not path.is_absolute() and not path.suffix):
@@ -174,6 +204,11 @@ def builtin_files() -> list[Path]:
     """The JSON Lines files of the built-in set, on disk."""
     folder = Path(str(resources.files("alignvec.data"))) / "builtin"
     return sorted(folder.glob("*.jsonl"))
+
+
+def builtin_levels() -> list[Path]:
+    """Those with levels: safety pairs are to be read as a file of their own."""
+    return [file for file in builtin_files() if file.name != "safety.jsonl"]
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:

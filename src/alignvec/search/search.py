@@ -177,9 +177,7 @@ def search(
 
     start = time.perf_counter()
     finder = METHODS[method](searched, box, passes, seed, on_pass)
-    wanted = [
-        (target, strengths) for target, strengths in zip(targets, settings(PRICE), strict=True)
-    ]
+    wanted = list(zip(targets, settings(PRICE), strict=True))
     if front:
         wanted += [(targets[0], settings(price)[0]) for price in _PRICES]
         wanted.append((targets[0], np.zeros(len(box))))
@@ -201,15 +199,14 @@ def _verified(target: Target, strengths: Array, scorer: Scorer, neutral: Neutral
         domain: rates_of(scores[domains == domain], scorer.levels)
         for domain in sorted(set(scorer.domains))
     }
-    turned = [
-        dict(
-            zip(scorer.knobs, (round(float(s), 4) + 0.0 for s in strengths * applied), strict=True)
-        )
-        for applied in np.unique(scorer.applied, axis=0)
-    ]
-    setting = dict(zip(scorer.knobs, (round(float(s), 4) for s in strengths), strict=True))
-    worst = max((neutral.effect(one) for one in turned), key=lambda retained: retained.kl)
-    return Found(dict(target), setting, rates, worst)
+
+    def named(values: Array) -> Setting:
+        rounded = (round(float(value), 4) + 0.0 for value in values)  # no negative zero
+        return dict(zip(scorer.knobs, rounded, strict=True))
+
+    acting = [named(strengths * applied) for applied in np.unique(scorer.applied, axis=0)]
+    worst = max(map(neutral.effect, acting), key=lambda retained: retained.kl)
+    return Found(dict(target), named(strengths), rates, worst)
 
 
 def _parts(targets: Sequence[Target]) -> list[Target]:

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from alignvec.data.records import BUILTIN, Record, builtin_files
+from alignvec.data.records import BUILTIN, Record, builtin_levels
 from alignvec.errors import AlignvecError
 from alignvec.files import checked
 
@@ -35,7 +35,7 @@ def read_lines(source: str | Path) -> list[Line]:
     path = Path(source).expanduser()
     files = [path]
     if source == BUILTIN:
-        files = [file for file in builtin_files() if file.name != "safety.jsonl"]
+        files = builtin_levels()
     elif not path.is_file():
         raise AlignvecError(f"no file '{source}'; give a .jsonl file, or '{BUILTIN}'")
     lines = []

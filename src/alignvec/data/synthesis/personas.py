@@ -8,25 +8,17 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from alignvec.data.duplicates import NearDuplicates
-from alignvec.data.records import rows
+from alignvec.data.records import Entry, rows
 from alignvec.data.spectrum import Spectrum
 from alignvec.data.synthesis.chat import Chat, Task
 from alignvec.data.synthesis.journal import Journal, key_of
 from alignvec.data.synthesis.prompts import PEOPLE, Prompt
 from alignvec.data.synthesis.writing import Budget, Outcome, write_texts
 from alignvec.errors import AlignvecError
-from alignvec.files import checked
-
-if TYPE_CHECKING:
-    from alignvec.data.synthesis.queries import Query
-
-    Kind = TypeVar("Kind", "Persona", Query)
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +28,7 @@ _MAX_TOKENS = 80
 _PATIENCE = 5  # rounds without a new persona
 
 
-class Persona(BaseModel):
+class Persona(Entry):
     """Who asks.
 
     Attributes:
@@ -44,13 +36,9 @@ class Persona(BaseModel):
         traits: what CreatePersona asked for (age, place, job, register).
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    id: str = Field(min_length=1)
-    domain: str
     persona: str = Field(min_length=1)
     source: str
-    traits: dict[str, str] = {}
+    traits: dict[str, str] = Field(default_factory=dict)
 
     @classmethod
     def of(
@@ -164,7 +152,7 @@ def request(
     from. The traits count as used from now on.
     """
     traits = {trait: _rarest(values, used[trait], chance) for trait, values in PEOPLE.items()}
-    shown = chance.sample(list(people), min(_SHOWN, len(people)))
+    shown = chance.sample(people, min(_SHOWN, len(people)))
     examples = "\n".join(f"- {one.persona}" for one in shown) or "(none yet)"
     messages = prompt.messages(about=spectrum.about, examples=examples, **traits)
     return traits, Task.of(messages, _MAX_TOKENS, sample)
@@ -184,20 +172,3 @@ def as_persona(text: str) -> str | None:
     if not re.match(r"(A|An)\s", line) or not 6 <= len(line.split()) <= 60:
         return None
     return line
-
-
-def read_all(kind: type[Kind], path: Path) -> list[Kind]:
-    """Personas or queries, all of a file.
-
-    Raises:
-        AlignvecError: the file cannot be read or is empty, a line is none, or an id comes twice.
-    """
-    found: dict[str, Kind] = {}
-    for place, fields in rows(str(path)):
-        one = checked(kind, fields, place)
-        if one.id in found:
-            raise AlignvecError(f"{place}: field 'id': '{one.id}' is used before")
-        found[one.id] = one
-    if not found:
-        raise AlignvecError(f"{path} is empty")
-    return list(found.values())

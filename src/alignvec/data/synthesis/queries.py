@@ -7,11 +7,12 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from alignvec.data.records import Entry, read_entries
 from alignvec.data.spectrum import Spectrum
 from alignvec.data.synthesis.chat import Task
-from alignvec.data.synthesis.personas import Persona, read_all
+from alignvec.data.synthesis.personas import Persona
 from alignvec.data.synthesis.prompts import Prompt
 from alignvec.errors import AlignvecError
 
@@ -26,13 +27,9 @@ _FORMS = (
 )
 
 
-class Query(BaseModel):
+class Query(Entry):
     """A question without answers. The fields are those of a record."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    id: str = Field(min_length=1)
-    domain: str
     topic: str = ""
     persona: str = ""
     query: str = Field(min_length=1)
@@ -80,7 +77,7 @@ def read_queries(path: Path, domain: str) -> list[Query]:
         AlignvecError: the file cannot be read or is empty, a line is no query or one of another
             domain, or an id comes twice.
     """
-    queries = read_all(Query, path)
+    queries = read_entries(Query, path)
     for query in queries:
         if query.domain != domain:
             raise AlignvecError(

@@ -124,26 +124,24 @@ async def _write(
     on_done: Callable[[int, int], None],
 ) -> Outcome:
     outcome = Outcome()
-    asked: dict[bytes, Task] = {}  # and not answered yet
+    asked: set[bytes] = set()  # and not answered yet
+    read = written = 0  # tokens that they may take
     done = 0
 
-    def affordable(task: Task) -> bool:
-        flying = [task, *asked.values()]
-        return budget.covers(
-            journal.prompt_tokens + sum(one.prompt_tokens for one in flying),
-            journal.completion_tokens + sum(one.max_tokens for one in flying),
-        )
-
     async def work() -> None:
-        nonlocal done
+        nonlocal done, read, written
         for task in tasks:
             key = key_of(task, chat)
             if key in journal or key in asked:
                 outcome.known += 1
-            elif not affordable(task):
+            elif not budget.covers(
+                journal.prompt_tokens + read + task.prompt_tokens,
+                journal.completion_tokens + written + task.max_tokens,
+            ):
                 outcome.beyond += 1
             else:
-                asked[key] = task
+                asked.add(key)
+                read, written = read + task.prompt_tokens, written + task.max_tokens
                 try:
                     await journal.add(key, await chat.complete(task))
                     outcome.written += 1
@@ -153,7 +151,8 @@ async def _write(
                     outcome.reasons = [*outcome.reasons, str(error)][:10]
                     if outcome.failed == _HOPELESS and not outcome.written:
                         raise AlignvecError(f"the first {_HOPELESS} all failed: {error}") from None
-                del asked[key]
+                asked.remove(key)
+                read, written = read - task.prompt_tokens, written - task.max_tokens
             done += 1
             on_done(done, total)
 

@@ -1,11 +1,17 @@
-"""Arguments and options that several commands share."""
+"""What several commands share: arguments and options, checks, ways to print."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from alignvec.errors import AlignvecError
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 BaseArgument = Annotated[
     str,
@@ -53,3 +59,25 @@ StoredDtype = Annotated[
 VectorArgument = Annotated[
     str, typer.Argument(metavar="VECTOR", help="The folder or hub id of a vector.")
 ]
+
+
+def check_apart(out: Path, *inputs: str) -> None:
+    """Refuse to write over what is read."""
+    if any(Path(source).exists() and out.exists() and out.samefile(source) for source in inputs):
+        raise AlignvecError(f"{out} is also an input; choose another name")
+
+
+def check_folder(out: Path) -> None:
+    """Refuse a file where a folder is written."""
+    if out.exists() and not out.is_dir():
+        raise AlignvecError(f"{out} is a file; -o takes a folder")
+
+
+def print_table(table: Table) -> None:
+    from rich.console import Console
+
+    Console().print(table)
+
+
+def print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2))
