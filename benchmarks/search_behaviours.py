@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--vectors", type=Path, required=True)
     parser.add_argument("--ways", default="plain,apart,two,routed,routed two")
-    parser.add_argument("--methods", default="surface", help="surface,grid,optuna (of `plain`)")
+    parser.add_argument("--methods", default="surface", help="surface,grid,optuna")
     parser.add_argument("--passes", type=int, help="Of every method; default: its own.")
     parser.add_argument("--queries", type=int, help="At most, a domain, to search on.")
     parser.add_argument("--held-out", type=int, help="At most, a domain, to verify on.")
@@ -57,7 +57,7 @@ def main() -> None:
     results = json.loads(options.out.read_text()) if options.out.exists() else {}
     router: Router | None = None
     for way in options.ways.split(","):
-        for method in options.methods.split(",") if way == "plain" else ("surface",):
+        for method in options.methods.split(","):
             name = way if method == "surface" else f"{way}, {method}"
             if name in results:
                 continue
