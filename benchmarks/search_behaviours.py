@@ -17,7 +17,13 @@ each of the other two). Ways:
 Searched on the built-in validation queries, rates on test queries. Of each way also the leak
 matrix (one domain's knobs turned from the base to its expert setting, how far the mean level of
 each domain moves, in levels) and a figure beside OUT. Written after every way, and a way that is
-there is not run again.
+there is not run again. The rows that cost most to make, in `search.json`:
+
+    --ways anchored,two --queries 8 --held-out 10
+    --ways plain --methods grid --queries 2 --held-out 10
+    --ways "routed two" --methods optuna --passes 16 --queries 2 --held-out 10
+
+and in `search_small.json` `--ways two --passes 36 --queries 4 --held-out 10`.
 """
 
 from __future__ import annotations
