@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from alignvec import KnobModel
+from alignvec.knobs.model import KnobModel
 from alignvec.data import LEVELS, read_records
 from alignvec.search import Scorer
 from alignvec.search.calibrate import read_off

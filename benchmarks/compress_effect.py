@@ -16,12 +16,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from alignvec import AlignmentVector, KnobModel
+from alignvec.vector.alignment_vector import AlignmentVector
+from alignvec.knobs.model import KnobModel
 from alignvec.data import LEVELS, read_records
 from alignvec.evaluate import preference_rates, response_rows
 from alignvec.files import write_json
-from alignvec.likelihood import Row
-from alignvec.report.figures import figure
+from alignvec.base.logprobs import Row
+from alignvec.report.figure import figure
 from alignvec.vector.compress import compress
 from alignvec.vector.delta import Dense, LowRank
 

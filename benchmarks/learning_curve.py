@@ -19,8 +19,8 @@ from alignvec.align import AlignSettings, align
 from alignvec.data import LEVELS, preference_pairs, read_records
 from alignvec.evaluate import preference_rates, response_rows
 from alignvec.files import write_json
-from alignvec.knobs import KnobModel
-from alignvec.report.figures import figure
+from alignvec.knobs.model import KnobModel
+from alignvec.report.figure import figure
 from alignvec.vector import AlignmentVector
 
 STRENGTHS = (-2.0, 1.0, 2.0)

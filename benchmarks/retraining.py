@@ -20,15 +20,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from alignvec import AlignmentVector, KnobModel
+from alignvec.vector.alignment_vector import AlignmentVector
+from alignvec.knobs.model import KnobModel
 from alignvec.align import AlignSettings, align
 from alignvec.data import LEVELS, Record, read_records
 from alignvec.data.pairs import PreferencePair, preference_pairs
 from alignvec.evaluate import preference_rates, response_rows
-from alignvec.knobs.route import Router
+from alignvec.route import Router
 from alignvec.progress import progress
 from alignvec.search import Target, behaviours, search
-from alignvec.search.search import Found, split_for_search
+from alignvec.search.solution import Solution
+from alignvec.search.search import split_for_search
 
 DOMAINS = ("financial", "legal", "medical")
 RETRAINED: list[Target] = [

@@ -36,11 +36,13 @@ from typing import Any
 
 import numpy as np
 
-from alignvec import AlignmentVector, KnobModel
+from alignvec.vector.alignment_vector import AlignmentVector
+from alignvec.knobs.model import KnobModel
 from alignvec.data import LEVELS, Record, read_records
-from alignvec.knobs.route import Router, domain_of
+from alignvec.route import Router
+from alignvec.knobs.model import domain_of
 from alignvec.progress import progress
-from alignvec.report.figures import draw_behaviours
+from alignvec.report.search import draw_behaviours
 from alignvec.search import Scorer, behaviours, search
 from alignvec.search.search import split_for_search
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from alignvec import AlignvecError
-from alignvec.files import check_free, whole_folder, write_json
+from alignvec.errors import AlignvecError
+from alignvec.files import check_free, atomic_folder, write_json
 
 
 def names(folder):

@@ -25,12 +25,14 @@ import torch
 from safetensors.torch import save_file
 from typer.main import get_command
 
-from alignvec import AlignmentVector, AlignvecError
-from alignvec.cli import app, error_line
+from alignvec.vector.alignment_vector import AlignmentVector
+from alignvec.errors import AlignvecError
+from alignvec.cli import app
+from alignvec.cli.app import error_line
 from alignvec.vector import extract
 from alignvec.vector.compress import compress
 from alignvec.vector.delta import LowRank
-from alignvec.vector.store import model_card
+from alignvec.vector.hub import model_card
 
 CASES = int(os.environ.get("ALIGNVEC_FUZZ_CASES", "120"))
 FIRST = int(os.environ.get("ALIGNVEC_FUZZ_FIRST", "0"))

@@ -27,3 +27,9 @@ def check_known(what: str, name: object, known: Iterable[str]) -> None:
 def printable(text: str) -> str:
     """`text` with its control characters, and whatever else has no glyph, spelled out."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's message without its line breaks, cut to what fits a terminal."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: write beside the final name, then rename."""
+"""Atomic files: either whole or absent. Write beside the final name, then rename."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from alignvec.errors import AlignvecError
 
-if TYPE_CHECKING:
-    from pydantic import BaseModel
-
-    Record = TypeVar("Record", bound=BaseModel)
+Schema = TypeVar("Schema", bound=BaseModel)
 
 _RETIRED = ".retired.partial"
 _DEPTH = 100  # of lists in lists: far below what stops Python's own readers and writers
@@ -43,7 +42,7 @@ def check_free(path: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def whole_folder(path: Path, overwrite: bool = False, resume: str = "") -> Iterator[Path]:
+def atomic_folder(path: Path, overwrite: bool = False, resume: str = "") -> Iterator[Path]:
     """Yield a new folder beside `path`; on success it becomes `path`, on failure it is removed.
 
     A process killed in between leaves a hidden `.NAME.*.partial` folder, never a broken `path`;
@@ -54,10 +53,10 @@ def whole_folder(path: Path, overwrite: bool = False, resume: str = "") -> Itera
             process left of the same work is then yielded again, with what is in it.
     """
     partial = path.parent / f".{path.name}.{resume or uuid.uuid4().hex[:8]}.partial"
-    _sweep(path, keep=partial)
+    _recover(path, keep=partial)
     check_free(path, overwrite)
     partial.mkdir(exist_ok=bool(resume))
-    with _alone(partial, path):
+    with _exclusive_lock(partial, path):
         try:
             yield partial
             mode = partial.stat().st_mode & 0o666  # safetensors makes files for the owner alone
@@ -79,7 +78,7 @@ def whole_folder(path: Path, overwrite: bool = False, resume: str = "") -> Itera
 
 
 @contextmanager
-def _alone(folder: Path, path: Path) -> Iterator[None]:
+def _exclusive_lock(folder: Path, path: Path) -> Iterator[None]:
     """Hold `folder` against other processes; the system lets go when this one ends, killed or not.
 
     Raises:
@@ -98,7 +97,7 @@ def _alone(folder: Path, path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _sweep(path: Path, keep: Path) -> None:
+def _recover(path: Path, keep: Path) -> None:
     """Clear away what a killed write left; what it was about to replace goes back to its place."""
     name = glob.escape(f".{path.name}.")
     for retired in path.parent.glob(f"{name}*{_RETIRED}"):
@@ -108,7 +107,7 @@ def _sweep(path: Path, keep: Path) -> None:
         if stale == keep:
             continue
         if stale.is_dir():
-            with _alone(stale, path):
+            with _exclusive_lock(stale, path):
                 _remove(stale)
         else:
             _remove(stale)
@@ -122,7 +121,7 @@ def _remove(path: Path) -> None:
 
 
 @contextmanager
-def write_file(path: Path, overwrite: bool = True) -> Iterator[Path]:
+def atomic_file(path: Path, overwrite: bool = True) -> Iterator[Path]:
     """Yield a name beside `path` to write to; on success it becomes `path`, else it is removed."""
     check_free(path, overwrite)
     if path.is_dir():
@@ -139,7 +138,7 @@ def write_file(path: Path, overwrite: bool = True) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` so that `path` holds either its old content or all of the new."""
-    with write_file(path) as partial:
+    with atomic_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
@@ -178,16 +177,14 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def checked(model: type[Record], content: Any, where: object) -> Record:
-    """`content` as `model` describes it.
+def validated(schema: type[Schema], content: Any, where: object) -> Schema:
+    """`content` as an instance of `schema`.
 
     Raises:
         AlignvecError: a field is missing or wrong; `where` and the first such field are named.
     """
-    from pydantic import ValidationError
-
     try:
-        return model.model_validate(content)
+        return schema.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])

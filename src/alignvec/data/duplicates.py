@@ -11,6 +11,8 @@ from collections.abc import Hashable
 from functools import lru_cache
 from typing import Any
 
+from datasketch import MinHash, MinHashLSH
+
 ALIKE = 0.4
 _BANDS, _ROWS = 32, 3  # finds 88% of the pairs at 0.4, 99% at 0.5; 10 kB of memory a text
 
@@ -19,8 +21,6 @@ class NearDuplicates:
     """Texts by key that can be asked for the one most like another text."""
 
     def __init__(self) -> None:
-        from datasketch import MinHashLSH
-
         self._index = MinHashLSH(num_perm=_BANDS * _ROWS, params=(_BANDS, _ROWS))
         self._texts: dict[Hashable, str] = {}
 
@@ -65,6 +65,4 @@ def _hashed(text: str) -> Any:
 
 @lru_cache(maxsize=1)
 def _empty() -> Any:
-    from datasketch import MinHash
-
     return MinHash(num_perm=_BANDS * _ROWS, seed=1)

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from alignvec.data.splits import SPLITS, split_of
 from alignvec.errors import AlignvecError, check_known
-from alignvec.files import checked
+from alignvec.files import validated
 
 BUILTIN = "builtin"
 LEVELS = ("avoidance", "generic", "expert")  # from low to high
@@ -150,7 +150,7 @@ def read_entries(kind: type[SomeEntry], path: Path) -> list[SomeEntry]:
     """
     found: dict[str, SomeEntry] = {}
     for place, fields in rows(str(path)):
-        entry = checked(kind, fields, place)
+        entry = validated(kind, fields, place)
         if entry.id in found:
             raise AlignvecError(f"{place}: field 'id': '{entry.id}' is used before")
         found[entry.id] = entry
@@ -234,6 +234,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _dataset_rows(source: str) -> Iterator[tuple[str, Any]]:
+    # An extra; files of JSON Lines are read without it.
     from datasets import load_dataset, load_from_disk
 
     try:

@@ -9,11 +9,12 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from alignvec.data.records import ABOUT
 from alignvec.errors import AlignvecError
-from alignvec.files import checked
+from alignvec.files import validated
 
 _FOLDER = Path(str(resources.files("alignvec.data"))) / "spectra"
 SHIPPED = sorted(file.stem for file in _FOLDER.glob("*.yaml"))
@@ -101,8 +102,6 @@ def read_spectrum(name: str) -> Spectrum:
     Raises:
         AlignvecError: there is none, or a field is missing or wrong.
     """
-    import yaml
-
     path = _FOLDER / f"{name}.yaml" if name in SHIPPED else Path(name)
     if not path.is_file():
         raise AlignvecError(f"no spectrum '{name}'; a YAML file, or one of {', '.join(SHIPPED)}")
@@ -111,4 +110,4 @@ def read_spectrum(name: str) -> Spectrum:
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         line = " ".join(str(error).split())[:200]
         raise AlignvecError(f"{path} is not readable YAML: {line}") from None
-    return checked(Spectrum, content, path)
+    return validated(Spectrum, content, path)

@@ -6,18 +6,18 @@ which s(l) is the highest (the paper calls it preference accuracy).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from alignvec.base.logprobs import Row
+from alignvec.base.prompts import prompt_tokens
 from alignvec.data import Record
-from alignvec.likelihood import Row, response_scores
-from alignvec.models import prompt_tokens
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from alignvec.evaluate.intervals import bootstrap_interval
+from alignvec.evaluate.likelihood import response_scores
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,6 @@ def preference_rates(
     rows: Sequence[Row],
     levels: Sequence[str],
     seed: int = 0,
-    on_progress: Callable[[int], None] = lambda done: None,
 ) -> Rates:
     """Score every row and count which level wins.
 
@@ -66,9 +65,7 @@ def preference_rates(
         rows: as `response_rows` makes them, one response for each of `levels`.
         seed: of the bootstrap.
     """
-    import numpy as np
-
-    return rates_of(np.array(response_scores(model, rows, on_progress=on_progress)), levels, seed)
+    return rates_of(np.array(response_scores(model, rows)), levels, seed)
 
 
 def rates_of(scores: NDArray[np.float64], levels: Sequence[str], seed: int = 0) -> Rates:
@@ -79,11 +76,8 @@ def rates_of(scores: NDArray[np.float64], levels: Sequence[str], seed: int = 0) 
         levels: L names.
         seed: of the bootstrap.
     """
-    import numpy as np
-
     wins = scores.argmax(axis=1)[:, None] == np.arange(len(levels))
-    sample = np.random.default_rng(seed).integers(len(wins), size=(2000, len(wins)))
-    low, high = np.quantile(wins[sample].mean(axis=1), (0.025, 0.975), axis=0)
+    low, high = bootstrap_interval(wins, seed)
     return Rates(
         queries=len(scores),
         rate={level: float(wins[:, i].mean()) for i, level in enumerate(levels)},

@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from alignvec.data import Record
 from alignvec.errors import AlignvecError, check_known
 from alignvec.evaluate.rates import Rates, preference_rates, response_rows
 from alignvec.files import read_json, write_json
-from alignvec.knobs import KnobModel
+from alignvec.knobs.model import KnobModel
+from alignvec.progress import progress
 
 
 @dataclass
@@ -37,8 +40,6 @@ class Sweep:
 
         1 means that the rate rises with every step; plateaus at 0 or 1 lower it.
         """
-        import numpy as np
-
         rate = np.array([rates.rate[level] for rates in self.rates])
         if len(set(rate)) < 2:
             return math.nan
@@ -87,14 +88,12 @@ def sweep(
     records: Sequence[Record],
     levels: Sequence[str],
     save_to: Path | None = None,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Sweep:
     """Measure the preference rates at each strength; the other knobs stay where they are.
 
     Args:
         save_to: a JSON file, written after every point. If it already holds points of the same
             model, vector, records and levels, those are taken from it: a killed sweep goes on.
-        on_progress: called with (queries done, queries in all).
 
     Raises:
         AlignvecError: an unknown knob.
@@ -105,24 +104,18 @@ def sweep(
     known = _known_points(save_to, identity)
     done = Sweep(knob, list(levels))
     rows = response_rows(model.tokenizer, records, levels)
-    finished, total = 0, len(rows) * len(strengths)
-
-    def advance(count: int) -> None:
-        nonlocal finished
-        finished += count
-        on_progress(finished, total)
-
-    for strength in sorted(set(strengths)):
-        if strength in known:
-            rates = known[strength]
-            advance(len(rows))
-        else:
-            with model.at({**setting, knob: strength}):
-                rates = preference_rates(model.model, rows, levels, on_progress=advance)
-        done.strengths.append(strength)
-        done.rates.append(rates)
-        if save_to is not None:
-            write_json(save_to, {"identity": identity, "setting": setting, **done.to_json()})
+    with progress("sweeping", "query", len(rows) * len(set(strengths))) as bar:
+        for strength in sorted(set(strengths)):
+            if strength in known:
+                rates = known[strength]
+                bar.update(len(rows))
+            else:
+                with model.at({**setting, knob: strength}):
+                    rates = preference_rates(model.model, rows, levels)
+            done.strengths.append(strength)
+            done.rates.append(rates)
+            if save_to is not None:
+                write_json(save_to, {"identity": identity, "setting": setting, **done.to_json()})
     return done
 
 

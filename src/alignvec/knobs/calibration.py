@@ -15,6 +15,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from alignvec.errors import AlignvecError
@@ -98,8 +99,6 @@ class Calibration(BaseModel):
 
     def _where(self, knob: str, curve: list[float], value: float, wanted: str) -> float:
         """Where a rising curve passes `value`; in the middle of a plateau."""
-        import numpy as np
-
         if not curve[0] <= value <= curve[-1]:
             raise AlignvecError(
                 f"knob '{knob}': {wanted} is not reachable; it goes from {curve[0]:.0%} to "

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+import torch
+from transformers import PreTrainedModel
+
+from alignvec.base.weights import row_count
 from alignvec.knobs.setting import Setting
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
-
-    from alignvec.vector import AlignmentVector
+from alignvec.vector.alignment_vector import AlignmentVector
+from alignvec.vector.delta import folded
+from alignvec.vector.fold import deltas_of
 
 
 class Fold:
@@ -25,9 +25,7 @@ class Fold:
         self.vectors = dict(vectors)
         parameters = dict(model.named_parameters())
         names = {name for vector in self.vectors.values() for name in vector.deltas}
-        self._live: dict[str, torch.Tensor] = {
-            name: parameters[name].data for name in sorted(names)
-        }
+        self._live = {name: parameters[name].data for name in sorted(names)}
         self._base = {name: weight.clone() for name, weight in self._live.items()}
 
     def set(self, setting: Setting) -> None:
@@ -35,20 +33,11 @@ class Fold:
 
         Sums in float32, rounds once to the dtype of the weights.
         """
+        weighted = [(vector, setting[knob]) for knob, vector in self.vectors.items()]
         for name, weight in self._live.items():
-            weight.copy_(self._folded(name, setting))
-
-    def _folded(self, name: str, setting: Setting) -> torch.Tensor:
-        turned = [
-            (vector.deltas[name], setting[knob])
-            for knob, vector in self.vectors.items()
-            if setting[knob] and name in vector.deltas
-        ]
-        if not turned:
-            return self._base[name]
-        import torch
-
-        total = self._base[name].to(torch.float32, copy=True)
-        for delta, strength in turned:
-            delta.in_memory().add_to(total, strength)
-        return total
+            base = self._base[name]
+            if deltas := deltas_of(name, weighted):
+                copy = base.to(torch.float32, copy=True)
+                weight.copy_(folded(copy, deltas, 0, row_count(base.shape)))
+            else:
+                weight.copy_(base)

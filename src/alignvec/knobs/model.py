@@ -8,26 +8,44 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from alignvec.base.live import open_weights
+from alignvec.base.load import load_base
+from alignvec.base.prompts import (
+    Conversation,
+    Messages,
+    conversations,
+    last_question,
+    render_chat,
+)
 from alignvec.errors import AlignvecError, check_known
 from alignvec.knobs.fold import Fold
 from alignvec.knobs.gate import Gate
-from alignvec.knobs.schedule import Schedule, check_schedule, turn_along
-from alignvec.knobs.setting import Setting, Wanted, check_setting
-from alignvec.vector import AlignmentVector
-from alignvec.vector.weights import open_weights
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from alignvec.knobs.route import Router
+from alignvec.knobs.schedule import Schedule, ScheduledStrengths, check_schedule
+from alignvec.knobs.setting import Setting, SettingLike, check_setting
+from alignvec.vector.alignment_vector import AlignmentVector
 
 logger = logging.getLogger(__name__)
 
-Messages = str | Sequence[Mapping[str, str]]
 MODES = ("auto", "fold", "gate")
+
+
+class Router(Protocol):
+    """What tells the domain of a query; `alignvec.route` has one."""
+
+    def domain(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        queries: Sequence[str],
+    ) -> list[str | None]:
+        """The domain of each query, read by the base; None where it has none."""
 
 
 class KnobModel:
@@ -77,7 +95,7 @@ class KnobModel:
         for vector in self.vectors.values():
             vector.check_base(live, "this model", check_base)
         self._setting = dict.fromkeys(self.vectors, 0.0)
-        self._turn = threading.RLock()
+        self._lock = threading.RLock()
         if mode == "gate":
             self.set()  # what cannot be gated is refused now
 
@@ -100,8 +118,6 @@ class KnobModel:
         Raises:
             AlignvecError: the base or a vector cannot be loaded, or they do not fit.
         """
-        from alignvec.models import load_base
-
         loaded_vectors = {knob: _load(vector) for knob, vector in vectors.items()}
         loaded = load_base(str(base), dtype, device)
         # Against the weights on disk: float16 in memory would not give the fingerprint back.
@@ -126,7 +142,7 @@ class KnobModel:
         """Knob -> its strength now."""
         return dict(self._setting)
 
-    def set(self, setting: Wanted | None = None, /, **strengths: float | str) -> KnobModel:
+    def set(self, setting: SettingLike | None = None, /, **strengths: float | str) -> KnobModel:
         """Turn the knobs for everything that follows; a knob that is not named goes to 0.
 
         A strength is a number, or of a calibrated knob a level (`"expert"`), a share of its
@@ -136,7 +152,7 @@ class KnobModel:
             AlignvecError: an unknown knob, or a strength that is not finite; nothing is turned.
         """
         wanted = check_setting({**(setting or {}), **strengths}, self.vectors)
-        with self._turn:
+        with self._lock:
             if self.mode == "gate":
                 self.gate.set(self.gate.tensor([wanted]))
             elif wanted != self._setting:
@@ -149,15 +165,22 @@ class KnobModel:
         return self
 
     @contextmanager
-    def at(self, setting: Wanted) -> Iterator[None]:
+    def at(self, setting: SettingLike) -> Iterator[None]:
         """`with model.at({"medical": 1}):` turns the knobs and afterwards turns them back."""
-        with self._turn:
+        with self._lock:
             before = self.setting
             self.set(setting)
             try:
                 yield
             finally:
                 self.set(before)
+
+    def acting(self, router: Router, queries: Sequence[str]) -> NDArray[np.bool_]:
+        """[N, K]: which knobs act on each query, those of the domain that the router reads."""
+        with self.at({}):  # it reads hidden states of the base
+            found = router.domain(self.model, self.tokenizer, queries)
+        of_knob = [domain_of(knob, vector) for knob, vector in self.vectors.items()]
+        return np.array([[domain == own for own in of_knob] for domain in found])
 
     def detach(self) -> PreTrainedModel:
         """Take the knobs off; returns the base as it was."""
@@ -170,7 +193,7 @@ class KnobModel:
     def generate(
         self,
         messages: Messages | Sequence[Messages],
-        knobs: Sequence[Wanted] | None = None,
+        knobs: Sequence[SettingLike] | None = None,
         max_new_tokens: int = 128,
         schedule: Schedule | None = None,
         router: Router | None = None,
@@ -194,7 +217,7 @@ class KnobModel:
         Raises:
             AlignvecError: the number of settings is not that of conversations, or one is wrong.
         """
-        chats = _conversations(messages)
+        chats = conversations(messages)
         if not chats:
             return []
         if options.pop("return_dict_in_generate", False):
@@ -206,10 +229,10 @@ class KnobModel:
             raise AlignvecError(f"{len(wanted)} settings for {len(chats)} conversations")
         settings = [check_setting(setting, self.vectors) for setting in wanted]
         if router is not None:
-            applied = router.applied(self, [_last_question(chat) for chat in chats])
+            acting = self.acting(router, [last_question(chat) for chat in chats])
             settings = [
                 {knob: s * bool(on) for (knob, s), on in zip(setting.items(), row, strict=True)}
-                for setting, row in zip(settings, applied, strict=True)
+                for setting, row in zip(settings, acting, strict=True)
             ]
         shared = all(setting == settings[0] for setting in settings)
         if schedule is not None:
@@ -218,7 +241,7 @@ class KnobModel:
                 raise AlignvecError("a schedule turns the knobs at every token: not in mode 'fold'")
             if options.get("assistant_model") or options.get("prompt_lookup_num_tokens"):
                 raise AlignvecError("a schedule goes token by token: not with assisted decoding")
-        with self._turn:
+        with self._lock:
             if self.mode == "fold" or (self.mode == "auto" and shared and schedule is None):
                 return self._generate_folded(chats, settings, max_new_tokens, options)
             strengths = self.gate.tensor(settings[:1] if shared else settings)
@@ -227,7 +250,7 @@ class KnobModel:
 
     def _generate_folded(
         self,
-        chats: list[list[dict[str, str]]],
+        chats: list[Conversation],
         settings: list[Setting],
         max_new_tokens: int,
         options: dict[str, Any],
@@ -248,15 +271,11 @@ class KnobModel:
 
     def _answer(
         self,
-        chats: list[list[dict[str, str]]],
+        chats: list[Conversation],
         max_new_tokens: int,
         options: dict[str, Any],
         schedule: Schedule | None = None,
     ) -> list[str]:
-        import torch
-
-        from alignvec.models import render_chat
-
         texts = [render_chat(self.tokenizer, chat) for chat in chats]
         inputs = self.tokenizer(
             texts,
@@ -269,7 +288,7 @@ class KnobModel:
         length = inputs["input_ids"].shape[1]
         processors = [_NotANumber(), *options.get("logits_processor", [])]
         if schedule is not None:
-            processors.append(turn_along(self.gate, schedule, length))
+            processors.append(ScheduledStrengths(self.gate, schedule, length))
         options = {**options, "logits_processor": processors}
         with torch.inference_mode():
             output = self.model.generate(
@@ -306,20 +325,7 @@ def _load(vector: AlignmentVector | str | Path) -> AlignmentVector:
     return AlignmentVector.from_pretrained(vector)
 
 
-def _conversations(messages: Any) -> list[list[dict[str, str]]]:
-    if isinstance(messages, str) or (messages and isinstance(messages[0], Mapping)):
-        messages = [messages]
-    chats = [
-        [{"role": "user", "content": chat}]
-        if isinstance(chat, str)
-        else [dict(message) for message in chat]
-        for chat in messages
-    ]
-    for message in (message for chat in chats for message in chat):
-        if not {"role", "content"} <= message.keys():
-            raise AlignvecError(f"a message has a role and content, not {', '.join(message)}")
-    return chats
-
-
-def _last_question(chat: list[dict[str, str]]) -> str:
-    return next((turn["content"] for turn in reversed(chat) if turn["role"] == "user"), "")
+def domain_of(knob: str, vector: AlignmentVector) -> str:
+    """The domain that a vector was trained on; the knob's name if it does not say."""
+    domain = vector.training.get("domain")
+    return domain if isinstance(domain, str) and domain else knob

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import LogitsProcessor
 
 from alignvec.errors import AlignvecError
+from alignvec.knobs.gate import Gate
 from alignvec.knobs.setting import parse_setting
-
-if TYPE_CHECKING:
-    from alignvec.knobs.gate import Gate
 
 Schedule = Mapping[int, float]  # number of the new token, from 0 -> factor on all strengths
 
@@ -53,26 +54,24 @@ def check_schedule(schedule: Schedule) -> dict[int, float]:
     return dict(sorted(schedule.items()))
 
 
-def turn_along(gate: Gate, schedule: Schedule, prompt_length: int) -> Any:
-    """Start the gate's strengths on a schedule; returns the logits processor that goes on with it.
+class ScheduledStrengths(LogitsProcessor):
+    """Turns the strengths of a gate along a schedule while transformers generates.
 
     transformers calls a logits processor once for every new token of the whole batch, which is the
     one place where the number of the token is known whatever the cache and the kind of search.
     """
-    import numpy as np
-    from transformers import LogitsProcessor
 
-    full = gate.strengths
-    tokens, factors = list(schedule), list(schedule.values())
+    def __init__(self, gate: Gate, schedule: Schedule, prompt_length: int) -> None:
+        """Turn `gate`, whose strengths are the full ones, to where the schedule starts."""
+        self._gate, self._full = gate, gate.strengths
+        self._tokens, self._factors = list(schedule), list(schedule.values())
+        self._prompt_length = prompt_length
+        self._turn(0)
 
-    def turn(token: int) -> None:
-        if full is not None:
-            gate.set(full * float(np.interp(token, tokens, factors)))
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self._turn(input_ids.shape[1] - self._prompt_length + 1)  # the next one
+        return scores
 
-    class Turn(LogitsProcessor):
-        def __call__(self, input_ids: Any, scores: Any) -> Any:
-            turn(input_ids.shape[1] - prompt_length + 1)  # the next one
-            return scores
-
-    turn(0)
-    return Turn()
+    def _turn(self, token: int) -> None:
+        if self._full is not None:
+            self._gate.set(self._full * float(np.interp(token, self._tokens, self._factors)))

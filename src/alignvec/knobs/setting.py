@@ -9,20 +9,18 @@ import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, SupportsFloat
+from typing import SupportsFloat
 
 from alignvec.errors import AlignvecError, check_known
 from alignvec.files import read_object
 from alignvec.knobs.calibration import Calibration
-
-if TYPE_CHECKING:
-    from alignvec.vector import AlignmentVector
+from alignvec.vector import AlignmentVector
 
 logger = logging.getLogger(__name__)
 
 _LARGEST = 3.4e38  # in float32
 Setting = dict[str, float]
-Wanted = Mapping[str, float | str]  # a setting, perhaps in human units
+SettingLike = Mapping[str, float | str]  # a setting, perhaps in human units
 
 
 def parse_setting(text: str) -> dict[str, float | str]:
@@ -80,7 +78,7 @@ def _is_strength(value: object) -> bool:
     return isinstance(value, str | int | float) and not isinstance(value, bool)
 
 
-def check_setting(setting: Wanted, vectors: Mapping[str, AlignmentVector]) -> Setting:
+def check_setting(setting: SettingLike, vectors: Mapping[str, AlignmentVector]) -> Setting:
     """The same setting in numbers, with a strength for every knob, 0 where none is given.
 
     Warns of a strength beyond the safe range of a calibrated knob.

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
+from scipy.interpolate import PchipInterpolator
+from sklearn.isotonic import IsotonicRegression
 
-from alignvec.data import Record
+from alignvec.data.records import Record
 from alignvec.errors import AlignvecError, check_known
-from alignvec.knobs import KnobModel
+from alignvec.evaluate.retention import RetentionProbe
 from alignvec.knobs.calibration import Calibration
-from alignvec.search.neutral import Neutral
-from alignvec.search.scorer import Scorer
-
-if TYPE_CHECKING:
-    from alignvec.search.scorer import Array
+from alignvec.knobs.model import KnobModel
+from alignvec.progress import progress
+from alignvec.search.scorer import Array, Scorer
 
 _FINE = 0.05  # between two strengths of the curves
 
@@ -29,7 +28,6 @@ def calibrate(
     steps: int = 13,
     most_kl: float = 0.5,
     most_perplexity: float = 1.5,
-    on_pass: Callable[[int, int], None] = lambda done, total: None,
 ) -> Calibration:
     """Turn a knob from one limit to the other and read off what it does.
 
@@ -52,15 +50,16 @@ def calibrate(
     strengths = np.unique([0.0, *np.linspace(*limits, steps)])
     scorer = Scorer(model, records, levels)
     column = scorer.knobs.index(knob)
-    neutral = Neutral(model)
+    probe = RetentionProbe(model)
     scores, kept = [], []
-    for done, strength in enumerate(strengths, start=1):
-        setting = np.zeros(len(scorer.knobs))
-        setting[column] = strength
-        scores.append(scorer(setting))
-        retained = neutral.effect({knob: float(strength)})
-        kept.append(retained.kl <= most_kl and retained.perplexity <= most_perplexity)
-        on_pass(done, len(strengths))
+    with progress("calibrating", "pass", len(strengths)) as bar:
+        for strength in strengths:
+            setting = np.zeros(len(scorer.knobs))
+            setting[column] = strength
+            scores.append(scorer(setting))
+            retention = probe({knob: float(strength)})
+            kept.append(retention.kl <= most_kl and retention.perplexity <= most_perplexity)
+            bar.update()
     safe = _around_zero(strengths, np.array(kept))
     return read_off(strengths, np.array(scores), safe, levels)
 
@@ -76,9 +75,6 @@ def read_off(
         safe: the range in which levels are looked for.
         levels: L names, from low to high.
     """
-    from scipy.interpolate import PchipInterpolator
-    from sklearn.isotonic import IsotonicRegression
-
     fine = np.arange(strengths[0], strengths[-1] + _FINE / 2, _FINE)
     wins = PchipInterpolator(strengths, scores)(fine).argmax(-1)  # [N, Q]
     rates = (wins[..., None] == np.arange(len(levels))).mean(1)  # [N, L]

@@ -4,116 +4,27 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from alignvec.data import BUILTIN, Record, split_of
+from alignvec.data.records import BUILTIN, Record
+from alignvec.data.splits import split_of
 from alignvec.errors import AlignvecError, check_known
-from alignvec.evaluate.rates import Rates, rates_of
-from alignvec.knobs import KnobModel
-from alignvec.knobs.route import domain_of
+from alignvec.evaluate.rates import rates_of
+from alignvec.evaluate.retention import RetentionProbe
+from alignvec.knobs.model import KnobModel, Router, domain_of
+from alignvec.knobs.setting import Setting
+from alignvec.progress import progress
 from alignvec.search.methods import METHODS
-from alignvec.search.neutral import Neutral, Retained
-from alignvec.search.scorer import PRICE, Scorer
-from alignvec.search.target import Target, written
+from alignvec.search.methods import method as make_method
+from alignvec.search.objective import PENALTY, Objective
+from alignvec.search.scorer import Array, Scorer
+from alignvec.search.solution import SearchResult, Solution
+from alignvec.search.target import Target
 
-if TYPE_CHECKING:
-    from alignvec.knobs.route import Router
-    from alignvec.knobs.setting import Setting
-    from alignvec.search.scorer import Array
-
-FIRM = 0.6  # the stricter count asks for this rate
-_PRICES = [PRICE * 2**step for step in range(1, 8)]  # of turning the knobs, along a front
-
-
-@dataclass(frozen=True)
-class Found:
-    """A setting for a target, and what it does on held-out queries.
-
-    Attributes:
-        rates: domain -> preference rates there.
-        retained: on neutral prose. With routing, under the knobs of the domain that is worst off.
-    """
-
-    target: Target
-    setting: Setting
-    rates: dict[str, Rates]
-    retained: Retained | None = None
-
-    @property
-    def reached(self) -> bool:
-        """Whether in every domain of the target the wanted level has the highest rate."""
-        return all(
-            rate[level] > max(other for name, other in rate.items() if name != level)
-            for level, rate in self._wanted()
-        )
-
-    @property
-    def firmly(self) -> bool:
-        """Whether it is reached with a rate of at least 0.6 in every domain."""
-        return self.reached and all(rate[level] >= FIRM for level, rate in self._wanted())
-
-    @property
-    def least(self) -> tuple[str, float]:
-        """The domain whose wanted level has the lowest rate, and that rate."""
-        rate = {domain: self.rates[domain].rate[level] for domain, level in self.target.items()}
-        return min(rate.items(), key=lambda item: item[1])
-
-    def _wanted(self) -> list[tuple[str, dict[str, float]]]:
-        return [(level, self.rates[domain].rate) for domain, level in self.target.items()]
-
-    def __str__(self) -> str:
-        at = ",".join(f"{knob}={strength:.2f}" for knob, strength in self.setting.items())
-        if self.reached:
-            return f"{written(self.target)}: {at}"
-        domain, rate = self.least
-        return (
-            f"{written(self.target)} is not reachable; nearest is {at} "
-            f"({domain}: {self.target[domain]} at {rate:.2f})"
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "reached": self.reached, "firmly": self.firmly}
-
-
-@dataclass(frozen=True)
-class Search:
-    """What a search found, and its cost.
-
-    Attributes:
-        passes: over the search queries, the cost in model evaluations; without verification.
-        seconds: of the search, and of verification.
-        front: of a single target, if asked for: settings that turn the knobs ever less, from what
-            the target asks to the base.
-    """
-
-    method: str
-    routed: bool
-    queries: int
-    passes: int
-    seconds: dict[str, float]
-    found: list[Found]
-    front: list[Found] = field(default_factory=list)
-
-    @property
-    def summary(self) -> str:
-        """Its outcome and its cost in one line."""
-        reached, firmly = (
-            sum(getattr(f, how) for f in self.found) for how in ("reached", "firmly")
-        )
-        return (
-            f"{reached} of {len(self.found)} reached, {firmly} with rates of at least {FIRM}; "
-            f"{self.passes} passes over {self.queries} queries, {self.seconds['search']:.0f} s"
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        lists = {
-            name: [one.to_json() for one in getattr(self, name)] for name in ("found", "front")
-        }
-        return {**asdict(self), **lists}
+_PENALTIES = [PENALTY * 2**step for step in range(1, 8)]  # of turning the knobs, along a front
 
 
 def search(
@@ -128,9 +39,7 @@ def search(
     router: Router | None = None,
     seed: int = 0,
     front: bool = False,
-    on_pass: Callable[[int, int], None] = lambda done, total: None,
-    on_verified: Callable[[int, int], None] = lambda done, total: None,
-) -> Search:
+) -> SearchResult:
     """A setting for each target.
 
     Args:
@@ -150,7 +59,7 @@ def search(
     check_known("method", method, METHODS)
     if front and len(targets) != 1:
         raise AlignvecError(f"a front is of one target, not {len(targets)}")
-    box = _box(list(model.vectors), limits or {})
+    bounds = _bounds(list(model.vectors), limits or {})
     for domain in {domain for target in targets for domain in target}:
         for what, some in (("search", records), ("verify", held_out)):
             if domain not in {record.domain for record in some}:
@@ -161,39 +70,42 @@ def search(
             model,
             some,
             levels,
-            router.applied(model, [record.query for record in some]) if router else None,
+            model.acting(router, [record.query for record in some]) if router else None,
         )
 
     searched, verified = scorer(records), scorer(held_out)
     of_knob = [domain_of(knob, vector) for knob, vector in model.vectors.items()]
 
-    def settings(price: float) -> Array:
+    def settings(penalty: float) -> Array:
         if router is None:
-            return finder.best(targets, price)
+            return finder.solve(targets, penalty)
         # Where each knob acts on one domain alone, so does each part of a target.
         parts = _parts(targets)
-        found = finder.best(parts, price)
+        found = finder.solve(parts, penalty)
         return np.array([_joined(target, parts, found, of_knob) for target in targets])
 
     start = time.perf_counter()
-    finder = METHODS[method](searched, box, passes, seed, on_pass)
-    wanted = list(zip(targets, settings(PRICE), strict=True))
+    finder = make_method(method, Objective(searched, bounds), passes, seed)
+    wanted = list(zip(targets, settings(PENALTY), strict=True))
     if front:
-        wanted += [(targets[0], settings(price)[0]) for price in _PRICES]
-        wanted.append((targets[0], np.zeros(len(box))))
+        wanted += [(targets[0], settings(penalty)[0]) for penalty in _PENALTIES]
+        wanted.append((targets[0], np.zeros(len(bounds))))
     took = time.perf_counter() - start
-    start, neutral, found = time.perf_counter(), Neutral(model), []
-    for done, (target, strengths) in enumerate(wanted, start=1):
-        found.append(_verified(target, strengths, verified, neutral))
-        on_verified(done, len(wanted))
+    start, retention, solutions = time.perf_counter(), RetentionProbe(model), []
+    with progress("verifying", "target", len(wanted)) as bar:
+        for target, strengths in wanted:
+            solutions.append(_verified(target, strengths, verified, retention))
+            bar.update()
     seconds = {"search": took, "verification": time.perf_counter() - start}
-    return Search(
+    return SearchResult(
         method, router is not None, len(records), searched.passes, seconds,
-        found[: len(targets)], found if front else [],
+        solutions[: len(targets)], solutions if front else [],
     )  # fmt: skip
 
 
-def _verified(target: Target, strengths: Array, scorer: Scorer, neutral: Neutral) -> Found:
+def _verified(
+    target: Target, strengths: Array, scorer: Scorer, retention: RetentionProbe
+) -> Solution:
     scores, domains = scorer(strengths), np.array(scorer.domains)
     rates = {
         domain: rates_of(scores[domains == domain], scorer.levels)
@@ -204,9 +116,9 @@ def _verified(target: Target, strengths: Array, scorer: Scorer, neutral: Neutral
         rounded = (round(float(value), 4) + 0.0 for value in values)  # no negative zero
         return dict(zip(scorer.knobs, rounded, strict=True))
 
-    acting = [named(strengths * applied) for applied in np.unique(scorer.applied, axis=0)]
-    worst = max(map(neutral.effect, acting), key=lambda retained: retained.kl)
-    return Found(dict(target), named(strengths), rates, worst)
+    acting = [named(strengths * acts) for acts in np.unique(scorer.acting, axis=0)]
+    worst = max(map(retention, acting), key=lambda one: one.kl)
+    return Solution(dict(target), named(strengths), rates, worst)
 
 
 def _parts(targets: Sequence[Target]) -> list[Target]:
@@ -255,7 +167,7 @@ def split_for_search(
     return searched, held_out
 
 
-def _box(knobs: list[str], limits: Mapping[str, tuple[float, float]]) -> Any:
+def _bounds(knobs: list[str], limits: Mapping[str, tuple[float, float]]) -> Any:
     for knob, (low, high) in limits.items():
         check_known("knob", knob, knobs)
         if not low < high:

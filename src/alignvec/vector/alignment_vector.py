@@ -3,62 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+import torch
+
+from alignvec.base.weights import Weights
 from alignvec.errors import AlignvecError
-from alignvec.vector.delta import Delta, Dense, LowRank
-from alignvec.vector.weights import Weights, all_finite, open_weights, row_count
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
-
-
-@dataclass(frozen=True)
-class BaseId:
-    """Which base a vector is defined against: a name for people, a fingerprint for the check."""
-
-    id: str
-    fingerprint: str
+from alignvec.vector.delta import Delta
+from alignvec.vector.extract import extract
+from alignvec.vector.hub import push
+from alignvec.vector.model_delta import ModelDelta
+from alignvec.vector.store import load, save
 
 
 @dataclass(frozen=True)
-class AlignmentVector:
+class AlignmentVector(ModelDelta):
     """The weights of an aligned model minus those of its base (the paper's tau, section 3).
 
     Vectors of one base form a vector space: `0.7 * medical - 0.3 * legal`. What comes from a folder
     stays there until it is used, sums and multiples too, so a vector may be larger than memory:
     `save_pretrained` streams it through. `in_memory` cuts the tie to the folder.
 
-    Attributes:
-        deltas: weight name -> its change; weights that do not change are absent.
-        base: the base it is defined against.
-        name: for people.
-        training: where it comes from: the training record of `align`, or a formula.
-        calibration: level -> strength and a safe range, once known.
-        transposed: weights that the base stores as [in, out] (Conv1D), which adapters turn round.
+    Attributes: see `ModelDelta`.
     """
-
-    deltas: Mapping[str, Delta]
-    base: BaseId
-    name: str = "alignment vector"
-    training: Mapping[str, Any] = field(default_factory=dict)
-    calibration: Mapping[str, Any] | None = None
-    transposed: frozenset[str] = frozenset()
 
     @classmethod
     def extract(
         cls,
-        base: str | Path | PreTrainedModel,
-        aligned: str | Path | PreTrainedModel,
+        base: str | Path | torch.nn.Module,
+        aligned: str | Path | torch.nn.Module,
         name: str | None = None,
         allow_missing: Sequence[str] = (),
-        on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> AlignmentVector:
         """theta' - theta, in float32; of two folders only when it is used.
 
@@ -68,15 +46,12 @@ class AlignmentVector:
                 a `low_rank` vector, anything else a `full` one.
             allow_missing: patterns (as of a shell) of tensors that may be on one side only; they
                 are left out.
-            on_progress: called with (bytes compared, bytes in all).
 
         Raises:
             AlignvecError: one of them cannot be read, they differ in architecture or vocabulary
                 (by tensor name, with both shapes), or a weight is not finite.
         """
-        from alignvec.vector.extract import extract
-
-        return extract(base, aligned, name, allow_missing, on_progress)
+        return cls(**vars(extract(base, aligned, name, allow_missing)))
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> AlignmentVector:
@@ -85,16 +60,13 @@ class AlignmentVector:
         Raises:
             AlignvecError: it is missing, damaged, of a newer format, or not finite.
         """
-        from alignvec.vector.store import load
-
-        return load(source)
+        return cls(**vars(load(source)))
 
     def save_pretrained(
         self,
         folder: str | Path,
         dtype: str | None = None,
         overwrite: bool = False,
-        on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Path:
         """Write a folder that `from_pretrained` reads; a `low_rank` one is also a PEFT adapter.
 
@@ -104,66 +76,15 @@ class AlignmentVector:
         Args:
             dtype: float32, bfloat16, float16, or int8 (matrices in 8 bits with a scale a row;
                 factors in bfloat16, norms and biases in float32); by default as it is.
-            on_progress: called with (bytes written, bytes in all).
 
         Raises:
             AlignvecError: the folder exists (without `overwrite`) or cannot be written.
         """
-        from alignvec.vector.store import save
-
-        return save(self, Path(folder), dtype, overwrite, on_progress)
+        return save(self, Path(folder), dtype, overwrite)
 
     def push_to_hub(self, repo_id: str, private: bool = False) -> str:
         """Upload to the Hugging Face hub under `repo_id`; returns the address."""
-        from alignvec.vector.store import push
-
         return push(self, repo_id, private)
-
-    @property
-    def kind(self) -> str:
-        """`low_rank` if any delta is factored, else `full`."""
-        factored = any(isinstance(delta, LowRank) for delta in self.deltas.values())
-        return "low_rank" if factored else "full"
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The widest dtype among its tensors; float32 of an empty vector.
-
-        int8 if its dense matrices all are, since factors, norms and biases never are.
-        """
-        import torch
-
-        matrices = {
-            delta.dtype
-            for delta in self.deltas.values()
-            if len(delta.shape) > 1 and not isinstance(delta, LowRank)
-        }
-        if matrices == {torch.int8}:
-            return torch.int8
-        dtypes = {delta.dtype for delta in self.deltas.values()}
-        return max(dtypes, key=lambda dtype: dtype.itemsize, default=torch.float32)
-
-    def in_memory(self) -> AlignmentVector:
-        """The same vector with everything read, independent of the folder it came from.
-
-        Raises:
-            AlignvecError: a delta holds NaN or infinity, or its file changed meanwhile.
-        """
-        read = {name: delta.in_memory() for name, delta in self.deltas.items()}
-        for name, delta in read.items():
-            if isinstance(delta, Dense) and not all_finite(delta.values):
-                raise AlignvecError(f"'{self.name}': {name} holds NaN or infinity")
-        return dataclasses.replace(self, deltas=read)
-
-    def fingerprint(self) -> str:
-        """A short hash of what the vector does, for caches and provenance: of 8 rows a tensor."""
-        digest = hashlib.sha256()
-        for name, delta in sorted(self.deltas.items()):
-            digest.update(f"{name}{tuple(delta.shape)}".encode())
-            rows = row_count(delta.shape)
-            for row in range(0, rows, max(1, rows // 8)):
-                digest.update(delta.part(row, row + 1).dense().cpu().numpy().tobytes())
-        return digest.hexdigest()[:32]
 
     def norm(self) -> float:
         """The Euclidean norm over all weights."""
@@ -259,12 +180,3 @@ class AlignmentVector:
                 "fingerprints differ; to use it there all the same pass --any-base "
                 "(check_base=False)"
             )
-
-
-def base_id(source: str | Path | PreTrainedModel) -> BaseId:
-    """Name and fingerprint of a base."""
-    from alignvec.models import base_name
-
-    name = base_name(str(source)) if isinstance(source, str | Path) else source.config._name_or_path
-    short = Path(name).name if name.startswith("/") else name
-    return BaseId(short, open_weights(source).fingerprint)

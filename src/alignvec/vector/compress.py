@@ -5,16 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
 
-from alignvec.errors import AlignvecError
-from alignvec.models import one_line
+import torch
+
+from alignvec.errors import AlignvecError, one_line
+from alignvec.progress import progress
 from alignvec.vector.alignment_vector import AlignmentVector
 from alignvec.vector.delta import Delta, LowRank
-from alignvec.vector.stream import Progress
-
-if TYPE_CHECKING:
-    import torch
 
 # Two-dimensional, but looked up by row rather than multiplied: an adapter on them means another
 # thing to PEFT, and a vocabulary's deltas are rarely of low rank.
@@ -26,7 +23,6 @@ def compress(
     rank: int | None = None,
     energy: float | None = None,
     drop_rest: bool = False,
-    on_progress: Progress = lambda done, total: None,
 ) -> AlignmentVector:
     """The best low-rank copy of every linear weight's delta (truncated SVD); the rest stays dense.
 
@@ -36,7 +32,6 @@ def compress(
             whichever is reached first.
         drop_rest: leave out what cannot be factored (norms, biases, embeddings, fused experts), so
             that the vector is a PEFT adapter and nothing else.
-        on_progress: called with (weights done, weights in all).
 
     Returns:
         A vector in memory; `LowRank.energy` says what each weight kept.
@@ -51,12 +46,13 @@ def compress(
     if energy is not None and not 0 < energy <= 1:
         raise AlignvecError(f"energy is a share, above 0 and at most 1, not {energy}")
     deltas: dict[str, Delta] = {}
-    for done, (name, delta) in enumerate(vector.deltas.items(), start=1):
-        if can_factor(name, delta):
-            deltas[name] = factor(delta, rank, energy, name in vector.transposed)
-        elif not drop_rest:
-            deltas[name] = delta
-        on_progress(done, len(vector.deltas))
+    with progress("compressing", "weight", len(vector.deltas)) as bar:
+        for name, delta in vector.deltas.items():
+            if can_factor(name, delta):
+                deltas[name] = factor(delta, rank, energy, name in vector.transposed)
+            elif not drop_rest:
+                deltas[name] = delta
+            bar.update()
     return dataclasses.replace(vector, deltas=deltas)
 
 
@@ -75,8 +71,6 @@ def factor(
     Args:
         transposed: the weight is stored as [in, out].
     """
-    import torch
-
     try:
         u, sigma, v, total = _decompose(delta, rank if energy is None else None, transposed)
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
@@ -98,8 +92,6 @@ def _decompose(
     delta: Delta, rank: int | None, transposed: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
     """U, sigma and V^T of the [out, in] matrix, at least `rank` of each, and its squared norm."""
-    import torch
-
     if isinstance(delta, LowRank):
         # The SVD of B A from those of its factors: r x r instead of out x in.
         q_b, r_b = torch.linalg.qr(delta.b.float())
@@ -113,8 +105,6 @@ def _decompose(
 
 def _svd(matrix: torch.Tensor, rank: int | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """U [out, k], sigma [k] falling, V^T [k, in]; randomised where few of many are wanted."""
-    import torch
-
     smaller = min(matrix.shape)
     if rank is None or 4 * rank > smaller:
         return tuple(torch.linalg.svd(matrix, full_matrices=False))

@@ -7,16 +7,14 @@ hold a whole tensor.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
 
+import torch
+
+from alignvec.base.weights import Weights, all_finite, row_count
 from alignvec.errors import AlignvecError
-from alignvec.vector.weights import Weights, all_finite, row_count
-
-if TYPE_CHECKING:
-    import torch
 
 PART = 2**19  # values that are worked on at a time: few enough to stay in a cache
 
@@ -92,8 +90,6 @@ class Dense(Delta):
     @classmethod
     def between(cls, base: torch.Tensor, aligned: torch.Tensor) -> Dense:
         """aligned - base such that base + 1 * delta is aligned exactly."""
-        import torch
-
         base, aligned = base.float(), aligned.float()
         values = aligned - base
         missed = (base + values != aligned).nonzero()
@@ -191,8 +187,6 @@ class LowRank(Delta):
 
     @property
     def shape(self) -> torch.Size:
-        import torch
-
         shape = (self.b.shape[0], self.a.shape[1])
         return torch.Size(reversed(shape) if self.transposed else shape)
 
@@ -230,8 +224,6 @@ class LowRank(Delta):
 
     def __add__(self, other: Delta) -> Delta:
         """Of two of a kind exact: the factors side by side, of the two ranks together."""
-        import torch
-
         if not isinstance(other, LowRank):
             return other + self
         if other.transposed != self.transposed:
@@ -263,7 +255,6 @@ class Lazy(Delta):
     @classmethod
     def between(cls, base: Weights, aligned: Weights, name: str) -> Lazy:
         """aligned - base of one weight, read from both when asked for."""
-        import torch
 
         def read(start: int, stop: int) -> Dense:
             theirs = aligned.rows(name, start, stop)
@@ -273,8 +264,6 @@ class Lazy(Delta):
 
     @property
     def shape(self) -> torch.Size:
-        import torch
-
         return torch.Size(self.size)
 
     @property
@@ -294,8 +283,6 @@ class Lazy(Delta):
         return Lazy(self.size, self.stored, lambda start, stop: self.read(start, stop) * scale)
 
     def __add__(self, other: Delta) -> Lazy:
-        import torch
-
         def read(start: int, stop: int) -> Dense | LowRank:
             total = self.read(start, stop) + other.part(start, stop)
             assert isinstance(total, Dense | LowRank)
@@ -306,8 +293,6 @@ class Lazy(Delta):
 
 def part_of_sparse(sparse: torch.Tensor | None, start: int, stop: int) -> torch.Tensor | None:
     """Rows `start` to `stop` of a coalesced sparse tensor; None if nothing lies there."""
-    import torch
-
     if sparse is None:
         return None
     indices = sparse.indices()
@@ -323,3 +308,18 @@ def part_of_sparse(sparse: torch.Tensor | None, start: int, stop: int) -> torch.
         is_coalesced=True,
         check_invariants=True,
     )
+
+
+Weighted = Sequence[tuple[Delta, float]]  # deltas of one weight, each with its strength
+
+
+def folded(theta: torch.Tensor, weighted: Weighted, start: int, stop: int) -> torch.Tensor:
+    """Rows of theta + sum_k lambda_k tau_k in float32: the one sum behind every way of folding.
+
+    Args:
+        theta: rows `start` to `stop` of the weight, any floating dtype. Overwritten if float32.
+    """
+    total = theta.float()
+    for delta, strength in weighted:
+        delta.part(start, stop).add_to(total, strength)
+    return total

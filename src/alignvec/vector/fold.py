@@ -7,32 +7,32 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from alignvec.files import read_object, whole_folder, write_text
-from alignvec.models import base_name, find_base, parse_dtype
+import torch
+
+from alignvec.base.checkpoint import CheckpointWeights
+from alignvec.base.dtypes import parse_dtype
+from alignvec.base.source import base_name, find_base
+from alignvec.base.weights import Weights
+from alignvec.files import atomic_folder, read_object, write_text
 from alignvec.vector.alignment_vector import AlignmentVector
-from alignvec.vector.combine import SUM, Combine
-from alignvec.vector.stream import Output, Progress, work_key, write_tensors
-from alignvec.vector.weights import CheckpointWeights, Weights
+from alignvec.vector.delta import Weighted, folded
+from alignvec.vector.merge import TASK_ARITHMETIC, Merge
+from alignvec.vector.stream import Output, work_key, write_tensors
 
-if TYPE_CHECKING:
-    import torch
-
-Turned = Sequence[tuple[AlignmentVector, float]]
+WeightedVectors = Sequence[tuple[AlignmentVector, float]]
 # What makes a folder of weights a model; code (.py) is never taken along.
 _BESIDE = ("*.json", "*.jinja", "*.model", "*.txt", "LICENSE*")
 
 
 def fold(
     base: str | Path,
-    turned: Turned,
+    weighted: WeightedVectors,
     out: Path,
     dtype: str | None = None,
     overwrite: bool = False,
     check_base: bool = True,
-    on_progress: Progress = lambda done, total: None,
-    combine: Combine = SUM,
+    merge: Merge = TASK_ARITHMETIC,
 ) -> Path:
     """Write the checkpoint of a base with its knobs turned; nothing is ever held whole.
 
@@ -42,11 +42,10 @@ def fold(
 
     Args:
         base: "embedded", folder, GGUF file or hub id.
-        turned: vectors with their strengths.
+        weighted: vectors with their strengths.
         dtype: float32, bfloat16 or float16; by default that of each tensor of the base.
         check_base: refuse a vector whose base has another fingerprint.
-        on_progress: called with (bytes written, bytes in all).
-        combine: how the vectors make one change; by default their sum.
+        merge: how the vectors make one change; by default their sum.
 
     Raises:
         AlignvecError: a vector does not fit, `out` is taken, or a result is not finite.
@@ -54,44 +53,46 @@ def fold(
     chosen = parse_dtype(dtype)
     folder = find_base(str(base))
     weights = CheckpointWeights(folder)
-    for vector, _ in turned:
+    for vector, _ in weighted:
         vector.check_base(weights, base_name(str(base)), check_base)
-    outputs = {name: _output(weights, name, turned, chosen, combine) for name in weights}
+    outputs = {name: _output(weights, name, weighted, chosen, merge) for name in weights}
     key = work_key(
         weights.fingerprint,
         str(chosen),
-        [(vector.fingerprint(), by) for vector, by in turned],
-        asdict(combine),
+        [(vector.fingerprint(), by) for vector, by in weighted],
+        asdict(merge),
     )
-    with whole_folder(out, overwrite, key) as partial:
-        write_tensors(partial, outputs, on_progress)
+    with atomic_folder(out, overwrite, key) as partial:
+        write_tensors(partial, outputs, "folding")
         _copy_beside(folder, partial)
         if chosen is not None:
             _say_dtype(partial / "config.json", chosen)
     return out
 
 
+def deltas_of(name: str, weighted: WeightedVectors) -> Weighted:
+    """The deltas of one weight with their strengths; a strength of zero leaves its vector out."""
+    return [
+        (vector.deltas[name], strength)
+        for vector, strength in weighted
+        if strength and name in vector.deltas
+    ]
+
+
 def _output(
-    weights: Weights, name: str, turned: Turned, dtype: torch.dtype | None, combine: Combine
+    weights: Weights,
+    name: str,
+    weighted: WeightedVectors,
+    dtype: torch.dtype | None,
+    merge: Merge,
 ) -> Output:
-    floating = weights.dtype(name).is_floating_point
-    deltas = combine(
-        name,
-        [
-            (vector.deltas[name], strength)
-            for vector, strength in turned
-            if strength and name in vector.deltas
-        ],
-    )
+    deltas = merge(name, deltas_of(name, weighted))
 
     def rows(start: int, stop: int) -> torch.Tensor:
-        total = weights.rows(name, start, stop)
-        if deltas:
-            total = total.float()
-            for delta, strength in deltas:
-                delta.part(start, stop).add_to(total, strength)
-        return total
+        theta = weights.rows(name, start, stop)
+        return folded(theta, deltas, start, stop) if deltas else theta
 
+    floating = weights.dtype(name).is_floating_point
     stored = dtype if dtype is not None and floating else weights.dtype(name)
     return Output(weights.shape(name), stored, rows)
 

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
+
+from alignvec.base.weights import Weights, all_finite
 from alignvec.errors import AlignvecError
 from alignvec.vector.delta import Delta, Dense, Lazy, parts
 from alignvec.vector.stream import Output
-from alignvec.vector.weights import Weights, all_finite
-
-if TYPE_CHECKING:
-    import torch
 
 # `NAME..scale` has the scales of NAME. PyTorch lets no module have an empty name, so no weight is
 # called like this.
@@ -30,8 +28,6 @@ def fits(shape: tuple[int, ...]) -> bool:
 
 def quantised(name: str, delta: Delta) -> dict[str, Output]:
     """What a delta is stored as: `name` [..., n] in int8 and its scales [...] in float32."""
-    import torch
-
     shape = tuple(delta.shape)
     known: dict[tuple[int, int], torch.Tensor] = {}
 
@@ -59,8 +55,6 @@ def _scales(part: torch.Tensor) -> torch.Tensor:
 
 def is_scale(weights: Weights, name: str) -> bool:
     """Whether `name` has the scales of another tensor of `weights`."""
-    import torch
-
     owner = name.removesuffix(_SCALE)
     return owner != name and owner in weights and weights.dtype(owner) == torch.int8
 
@@ -74,8 +68,6 @@ def opened(weights: Weights, name: str, where: Path) -> Lazy:
     Raises:
         AlignvecError: the scales are missing or damaged.
     """
-    import torch
-
     shape, key = weights.shape(name), name + _SCALE
     if key not in weights:
         raise AlignvecError(f"{where}: {name} is int8 and has no scales")

@@ -15,23 +15,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from safetensors.torch import save_file
 
-from alignvec.errors import AlignvecError
-from alignvec.files import checked, read_object, whole_folder, write_json
-from alignvec.models import one_line, parse_dtype
+from alignvec.base.checkpoint import INDEX, CheckpointWeights
+from alignvec.base.dtypes import parse_dtype
+from alignvec.base.identity import BaseId
+from alignvec.base.source import find_base
+from alignvec.base.weights import all_finite
+from alignvec.errors import AlignvecError, one_line
+from alignvec.files import atomic_folder, read_object, validated, write_json
 from alignvec.vector import int8
-from alignvec.vector.alignment_vector import AlignmentVector, BaseId
+from alignvec.vector.adapter import write_adapter
 from alignvec.vector.delta import Delta, Dense, Lazy, LowRank, is_computable, part_of_sparse
-from alignvec.vector.stream import Output, Progress, check_space, work_key, write_tensors
-from alignvec.vector.weights import INDEX, CheckpointWeights, all_finite
-
-if TYPE_CHECKING:
-    import torch
+from alignvec.vector.model_delta import ModelDelta
+from alignvec.vector.stream import Output, work_key, write_tensors
 
 FORMAT_VERSION = 2  # the newest that is read; 1 is written unless int8 is in it
 METADATA = "alignment_vector.json"
@@ -86,11 +88,9 @@ class _Metadata(_Strict):
 
 
 def save(
-    vector: AlignmentVector, folder: Path, dtype: str | None, overwrite: bool, progress: Progress
+    vector: ModelDelta, folder: Path, dtype: str | None = None, overwrite: bool = False
 ) -> Path:
     """See `AlignmentVector.save_pretrained`."""
-    import torch
-
     chosen = parse_dtype(dtype, on_disk=True) or vector.dtype
     factored = {n: delta for n, delta in vector.deltas.items() if isinstance(delta, LowRank)}
     dense = {n: delta for n, delta in vector.deltas.items() if n not in factored}
@@ -114,9 +114,9 @@ def save(
         "training": dict(vector.training),
         "calibration": None if vector.calibration is None else dict(vector.calibration),
     }
-    metadata = checked(_Metadata, content, f"'{vector.name}' cannot be saved")
+    metadata = validated(_Metadata, content, f"'{vector.name}' cannot be saved")
     work = work_key(vector.base.fingerprint, vector.fingerprint(), str(chosen))
-    with whole_folder(folder, overwrite, work) as partial:
+    with atomic_folder(folder, overwrite, work) as partial:
         if factored:
             write_adapter(partial, vector.base.id, factored, factor_dtype)
         if dense or not factored:
@@ -127,7 +127,7 @@ def save(
                 else:
                     residual = partial / f"residual-{index:05}.safetensors"
                     outputs[name] = _output(delta, dense_dtype, residual)
-            write_tensors(partial, outputs, progress)
+            write_tensors(partial, outputs)
         write_json(partial / METADATA, metadata.model_dump(exclude_none=True))
     return folder
 
@@ -145,9 +145,6 @@ def _describe(delta: Delta, transposed: bool) -> _Tensor:
 
 def _output(delta: Delta, dtype: torch.dtype, residual_file: Path) -> Output:
     """A dense delta as its rows are written; its residual goes to a file of its own at the end."""
-    import torch
-    from safetensors.torch import save_file
-
     residuals: dict[int, torch.Tensor] = {}
 
     def rows(start: int, stop: int) -> torch.Tensor:
@@ -168,47 +165,7 @@ def _output(delta: Delta, dtype: torch.dtype, residual_file: Path) -> Output:
     return Output(tuple(delta.shape), dtype, rows, done)
 
 
-def write_adapter(
-    folder: Path, base: str, factored: Mapping[str, LowRank], dtype: torch.dtype
-) -> None:
-    """A PEFT LoRA adapter with scaling 1: `adapter_model.safetensors`, `adapter_config.json`.
-
-    Factors of a smaller rank are padded with zeros, since readers want one rank.
-    """
-    from safetensors.torch import save_file
-    from torch.nn.functional import pad
-
-    rank = max(delta.rank for delta in factored.values())
-
-    tensors = {}
-    for name, delta in factored.items():
-        module = f"base_model.model.{name.removesuffix('.weight')}"
-        missing = rank - delta.rank
-        a, b = pad(delta.a, (0, 0, 0, missing)), pad(delta.b, (0, missing))
-        tensors[f"{module}.lora_A.weight"] = a.to(dtype).contiguous()
-        tensors[f"{module}.lora_B.weight"] = b.to(dtype).contiguous()
-    check_space(folder, sum(tensor.nbytes for tensor in tensors.values()))
-    save_file(tensors, folder / "adapter_model.safetensors")
-    write_json(folder / "adapter_config.json", _adapter_config(base, factored, rank))
-
-
-def _adapter_config(base: str, factored: Mapping[str, LowRank], rank: int) -> dict[str, Any]:
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "r": rank,
-        "lora_alpha": rank,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": any(delta.transposed for delta in factored.values()),
-        # Full names, so that only the layers that have factors are touched.
-        "target_modules": sorted(name.removesuffix(".weight") for name in factored),
-        "inference_mode": True,
-    }
-
-
-def load(source: str | Path) -> AlignmentVector:
+def load(source: str | Path) -> ModelDelta:
     """See `AlignmentVector.from_pretrained`."""
     folder = _find(source)
     if not (folder / METADATA).exists():
@@ -222,7 +179,7 @@ def load(source: str | Path) -> AlignmentVector:
             f"{folder / METADATA} is of format {version}; this alignvec reads up to "
             f"{FORMAT_VERSION}: upgrade it"
         )
-    metadata = checked(_Metadata, content, folder / METADATA)
+    metadata = validated(_Metadata, content, folder / METADATA)
     deltas: dict[str, Delta] = {}
     if metadata.kind == "low_rank":
         deltas.update(_load_factors(folder, metadata))
@@ -238,7 +195,7 @@ def load(source: str | Path) -> AlignmentVector:
             )
     if extra := sorted(deltas.keys() - metadata.tensors.keys()):
         raise AlignvecError(f"{folder}: {extra[0]} is in the weights but not in {METADATA}")
-    return AlignmentVector(
+    return ModelDelta(
         deltas,
         BaseId(metadata.base.id, metadata.base.fingerprint),
         metadata.name,
@@ -255,14 +212,12 @@ def write_calibration(folder: Path, calibration: dict[str, Any]) -> None:
         AlignvecError: there is no vector in the folder.
     """
     content = read_object(folder / METADATA)
-    checked(_Metadata, content, folder / METADATA)
+    validated(_Metadata, content, folder / METADATA)
     write_json(folder / METADATA, {**content, "calibration": calibration})
 
 
 def _open_dense(folder: Path, metadata: _Metadata) -> dict[str, Delta]:
     """The dense deltas, to be read when they are used."""
-    import torch
-
     weights = CheckpointWeights(folder, None if (folder / INDEX).exists() else "model.safetensors")
     dense = [name for name, tensor in metadata.tensors.items() if tensor.rank is None]
     residuals = {
@@ -294,8 +249,6 @@ def _stored(weights: CheckpointWeights, name: str, residual: torch.Tensor | None
 
 
 def _load_residual(file: Path, shape: tuple[int, ...]) -> torch.Tensor:
-    import torch
-
     weights = CheckpointWeights(file.parent, file.name)
     try:
         indices, values = weights["indices"], weights["values"]
@@ -338,65 +291,4 @@ def _find(source: str | Path) -> Path:
         if not path.is_dir():
             raise AlignvecError(f"no alignment vector at '{source}': no such folder")
         return path
-    from alignvec.models import find_base
-
     return find_base(str(source))
-
-
-def push(vector: AlignmentVector, repo_id: str, private: bool) -> str:
-    """See `AlignmentVector.push_to_hub`."""
-    import tempfile
-
-    from huggingface_hub import HfApi
-
-    api = HfApi()
-    with tempfile.TemporaryDirectory() as folder:
-        saved = vector.save_pretrained(Path(folder) / "vector")
-        (saved / "README.md").write_text(model_card(vector, repo_id), encoding="utf-8")
-        try:
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            return str(api.upload_folder(repo_id=repo_id, folder_path=saved))
-        except Exception as error:
-            raise AlignvecError(f"cannot push to '{repo_id}': {one_line(error)}") from error
-
-
-def model_card(vector: AlignmentVector, repo_id: str) -> str:
-    """The README of a vector on the hub, from its metadata; front matter as the hub reads it."""
-    from huggingface_hub import ModelCardData
-
-    on_hub = "/" in vector.base.id
-    front = ModelCardData(
-        base_model=vector.base.id if on_hub else None,
-        library_name="peft" if vector.kind == "low_rank" else "alignvec",
-        tags=["alignvec", "alignment-vector", *(["lora"] if vector.kind == "low_rank" else [])],
-    )
-    training, prefer = vector.training, vector.training.get("prefer")
-    facts = {
-        "kind": f"{vector.kind}, {len(vector.deltas)} tensors",
-        "base": f"{vector.base.id} (fingerprint `{vector.base.fingerprint}`)",
-        "trained on": ", ".join(
-            str(training[key]) for key in ("data", "domain", "pairs") if training.get(key)
-        ),
-        "preference": " > ".join(map(str, prefer)) if isinstance(prefer, list) else None,
-        "formula": training.get("formula"),
-    }
-    table = "".join(f"| {name} | {value} |\n" for name, value in facts.items() if value)
-    return f"""---
-{front.to_yaml()}
----
-
-# {vector.name}
-
-An alignment vector: the weights of an aligned model minus those of its base. Turn it with a
-strength, 0 for the base, 1 for the aligned model, negative for the opposite:
-
-```python
-from alignvec import KnobModel
-
-model = KnobModel.from_pretrained("{vector.base.id}", vectors={{"knob": "{repo_id}"}})
-model.set(knob=0.7)
-```
-
-| | |
-| --- | --- |
-{table}"""

@@ -17,17 +17,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
+from huggingface_hub import split_state_dict_into_shards_factory
+
+from alignvec.base.checkpoint import DTYPES, INDEX
+from alignvec.base.weights import all_finite
 from alignvec.errors import AlignvecError
 from alignvec.files import write_json
+from alignvec.progress import progress
 from alignvec.vector.delta import parts
-from alignvec.vector.weights import INDEX, all_finite, dtype_names
 
-if TYPE_CHECKING:
-    import torch
-
-Progress = Callable[[int, int], None]
 _JOURNAL = "written.journal"
 
 
@@ -51,16 +51,16 @@ class Output:
 
 
 def write_tensors(
-    folder: Path,
-    outputs: Mapping[str, Output],
-    on_progress: Progress = lambda done, total: None,
-    max_shard_size: str = "5GB",
+    folder: Path, outputs: Mapping[str, Output], what: str = "writing", max_shard_size: str = "5GB"
 ) -> None:
     """Write `model.safetensors`, or shards and an index, into `folder`.
 
     What an earlier, killed call wrote into the same folder is kept: tensors that its journal names
     are not computed again, if it laid them out in the same way. The caller sees to it that the
     folder belongs to the same work.
+
+    Args:
+        what: the step that this is, for its bar.
 
     Raises:
         AlignvecError: a result is not finite.
@@ -73,24 +73,23 @@ def write_tensors(
     if not written:
         journal.write_text(f"{layout}\n")
     places = _lay_out(folder, outputs, max_shard_size)
-    done = sum(output.nbytes for name, output in outputs.items() if name in written)
     total = sum(output.nbytes for output in outputs.values())
-    on_progress(done, total)
 
     def note(names: list[str]) -> None:
         _note(journal, names, {places[name][0] for name in names})
 
-    with ThreadPoolExecutor(1) as beside:  # the disk works while parts are computed
+    # The disk works while parts are computed.
+    with progress(what, "B", total) as bar, ThreadPoolExecutor(1) as beside:
+        bar.update(sum(outputs[name].nbytes for name in written))
         unsaved, saved = [], beside.submit(note, [])
         try:
             for name in _fill(outputs, places, [name for name in outputs if name not in written]):
                 outputs[name].done()
-                done += outputs[name].nbytes
                 unsaved.append(name)
                 if saved.done():
                     saved.result()  # raises what went wrong
                     unsaved, saved = [], beside.submit(note, unsaved)
-                on_progress(done, total)
+                bar.update(outputs[name].nbytes)
         finally:  # an interrupt loses nothing that is written
             saved.result()
             note(unsaved)
@@ -98,7 +97,7 @@ def write_tensors(
 
 
 def work_key(*what: object) -> str:
-    """A short name for a piece of work, for `whole_folder(resume=...)`."""
+    """A short name for a piece of work, for `atomic_folder(resume=...)`."""
     return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:12]
 
 
@@ -106,8 +105,6 @@ def _lay_out(
     folder: Path, outputs: Mapping[str, Output], max_shard_size: str
 ) -> dict[str, tuple[Path, int]]:
     """Make the files at their full length; returns where each tensor starts."""
-    from huggingface_hub import split_state_dict_into_shards_factory
-
     there = sum(512 * file.stat().st_blocks for file in folder.glob("model*.safetensors"))
     check_space(folder, sum(output.nbytes for output in outputs.values()) - there)
     split = split_state_dict_into_shards_factory(
@@ -141,7 +138,7 @@ def check_space(folder: Path, nbytes: int) -> None:
 
 def _write_header(file: Path, outputs: Mapping[str, Output]) -> dict[str, int]:
     """The start of a safetensors file, and its length; returns where each tensor begins."""
-    spelled = {dtype: name for name, dtype in dtype_names().items()}
+    spelled = {dtype: name for name, dtype in DTYPES.items()}
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     starts, end = {}, 0
     for name, output in outputs.items():
@@ -206,8 +203,6 @@ def _finished(running: set[Future[str]], left: dict[str, int]) -> Iterator[str]:
 @contextmanager
 def _one_torch_thread() -> Iterator[None]:
     """Parts already run side by side; threads within them would only fight for the cores."""
-    import torch
-
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -217,8 +212,6 @@ def _one_torch_thread() -> Iterator[None]:
 
 
 def _write_at(descriptor: int, tensor: torch.Tensor, offset: int) -> None:
-    import torch
-
     if not tensor.numel():
         return
     view = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]

@@ -15,18 +15,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import krippendorff
 import numpy as np
+from numpy.typing import NDArray
 
+from alignvec.data.annotation.store import Annotations, annotator_name
 from alignvec.data.records import LEVELS, rows
 from alignvec.errors import AlignvecError
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Codes = NDArray[np.int64]  # of each item the index of a level, or -1
-    Values = NDArray[np.float64]  # of a measure: on the data, then on each resample
+Codes = NDArray[np.int64]  # of each item the index of a level, or -1
+Values = NDArray[np.float64]  # of a measure: on the data, then on each resample
 
 _RESAMPLES = 1000
 
@@ -83,8 +83,6 @@ def read_ratings(path: Path, levels: Sequence[str] | None = None) -> Ratings:
 
 
 def _from_annotations(path: Path, levels: Sequence[str] | None) -> Ratings:
-    from alignvec.data.annotation.store import Annotations
-
     store = Annotations(path)
     if levels and sorted(levels) != sorted(store.levels):
         raise AlignvecError(f"the levels of {path} are {', '.join(store.levels)}")
@@ -103,8 +101,6 @@ def _from_annotations(path: Path, levels: Sequence[str] | None) -> Ratings:
 
 
 def _from_table(path: Path, levels: Sequence[str]) -> Ratings:
-    from alignvec.data.annotation.store import annotator_name
-
     chosen: dict[str, dict[str, str]] = {}
     intended: dict[str, str] = {}
     for place, row in _table_rows(path):
@@ -262,8 +258,6 @@ def _fleiss(counts: Codes, seed: int) -> Values:
 
 
 def _alpha(counts: Codes, weights: Values, scale: str) -> Values:
-    import krippendorff
-
     def one(times: Values) -> float:
         try:
             drawn = np.repeat(counts, times.astype(int), axis=0)

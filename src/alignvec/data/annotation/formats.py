@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from alignvec.data.annotation.store import Annotations, Answer, annotator_name
 from alignvec.errors import AlignvecError
-from alignvec.files import check_free, checked, read_json, write_json, write_text
+from alignvec.files import check_free, read_json, validated, write_json, write_text
 
 FORMATS = ("label-studio", "argilla")
 _QUESTION = "Which level is the response?"
@@ -153,7 +153,7 @@ class _Task(BaseModel):
 
 
 def _from_label_studio(entry: Any, where: str) -> Iterator[tuple[Answer, str]]:
-    task = checked(_Task, entry, where)
+    task = validated(_Task, entry, where)
     for annotation in task.annotations:
         said = {result.from_name: result.value for result in annotation.result}
         level, note = said.get("level", _Value()).choices, said.get("note", _Value()).text
@@ -188,7 +188,7 @@ class _Record(BaseModel):
 
 
 def _from_argilla(entry: Any, where: str) -> Iterator[tuple[Answer, str]]:
-    record = checked(_Record, entry, where)
+    record = validated(_Record, entry, where)
     notes = {note.user_id: note.value for note in record.responses.get("note", [])}
     for said in record.responses.get("level", []):
         if said.status == "submitted":

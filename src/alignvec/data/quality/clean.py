@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from alignvec.data.records import Record
 from alignvec.data.spectrum import Spectrum
 from alignvec.data.splits import split_of
 from alignvec.errors import check_known
-from alignvec.files import write_file
+from alignvec.files import atomic_file
+from alignvec.progress import Bar, progress
 
 _KEEP_FIRST = ("test", "validation", "train")  # of two alike in two splits
 
@@ -52,7 +53,7 @@ class Cleaned:
         kept = (line.text for line in self.lines if not line.faults)
         for path, lines in ((rejected_path(out), rejections), (out, kept)):
             with (
-                write_file(path, overwrite) as partial,
+                atomic_file(path, overwrite) as partial,
                 # half of a surrogate pair is written as JSON escapes it
                 partial.open("w", encoding="utf-8", errors="backslashreplace") as file,
             ):
@@ -85,7 +86,6 @@ def clean(
     spectra: Sequence[Spectrum] = (),
     levels: Sequence[str] = (),
     skip: Collection[str] = (),
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Cleaned:
     """Judge every line of a source. A rule for the whole set sees only what passed those before.
 
@@ -103,11 +103,11 @@ def clean(
     lines = read_lines(source)
     records = [line.record for line in lines if line.record]
     expected = expected_of(records, spectra, levels)
-    done, total = 0, 3 * len(records)
-    for line, record in _good(lines):
-        line.faults += _faults(record, expected[record.domain], skip)
-        on_progress(done := done + 1, total)
-    _find_repeats(lines, expected, skip, lambda count: on_progress(done + count, total))
+    with progress("cleaning", "record", 2 * len(records)) as bar:
+        for line, record in _good(lines):
+            line.faults += _faults(record, expected[record.domain], skip)
+            bar.update()
+        _find_repeats(lines, expected, skip, bar)
     cleaned = Cleaned(lines)
     groups = defaultdict[str, list[tuple[Line, Record]]](list)
     for line, record in _good(lines):
@@ -123,7 +123,6 @@ def clean(
             for rule, why in {**_unknowable(about), **judged.not_checked}.items()
             if rule not in skip
         }
-    on_progress(total, total)
     return cleaned
 
 
@@ -131,17 +130,17 @@ def _find_repeats(
     lines: Sequence[Line],
     expected: Mapping[str, Expected],
     skip: Collection[str],
-    on_done: Callable[[int], None],
+    bar: Bar,
 ) -> None:
     """Of two records alike in two splits the one in train is rejected, else the later one."""
     repeats = Repeats(_usual(line.record.persona for line in lines if line.record))
     good = sorted(_good(lines), key=lambda one: _KEEP_FIRST.index(split_of(one[1].id)))
-    for done, (line, record) in enumerate(good, start=1):
+    for line, record in good:
         names = expected[record.domain].levels
         line.faults += [fault for fault in repeats.of(record, names) if fault[0] not in skip]
         if not line.faults:
             repeats.add(record, names)
-        on_done(done)
+        bar.update()
 
 
 def _good(lines: Iterable[Line]) -> list[tuple[Line, Record]]:

@@ -12,6 +12,12 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import PredefinedSplit, cross_val_predict
+from sklearn.pipeline import make_union
+
 from alignvec.data.quality.expected import Expected
 from alignvec.data.records import Record
 
@@ -89,12 +95,6 @@ def level_scores(responses: Sequence[Sequence[str]], declines: Sequence[bool]) -
     Returns:
         The level, 0 the lowest; and the way from an answer (0) to a refusal (1). Records x levels.
     """
-    import numpy as np
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import Ridge
-    from sklearn.model_selection import PredefinedSplit, cross_val_predict
-    from sklearn.pipeline import make_union
-
     records, levels = len(responses), len(declines)
     options: dict[str, Any] = {"sublinear_tf": True, "dtype": np.float32}
     words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, token_pattern=r"\w+", **options)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from alignvec.data.records import BUILTIN, Record, builtin_levels
 from alignvec.errors import AlignvecError
-from alignvec.files import checked
+from alignvec.files import validated
 
 
 @dataclass
@@ -58,7 +58,7 @@ def _parsed(place: str, raw: bytes) -> Line:
         fields = json.loads(text)
         if not isinstance(fields, dict):
             raise ValueError(f"a record is a JSON object, not {type(fields).__name__}")
-        return Line(place, text, checked(Record, fields, place))
+        return Line(place, text, validated(Record, fields, place))
     except UnicodeDecodeError:
         reason = "not UTF-8 text"
     except RecursionError:

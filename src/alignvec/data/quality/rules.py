@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import regex
+from py3langid import classify
 
 from alignvec.data.quality.expected import Expected
 from alignvec.data.records import Record
@@ -40,8 +41,6 @@ def is_whole(record: Record, expected: Expected) -> str | None:
 
 
 def is_in_language(record: Record, expected: Expected) -> str | None:
-    from py3langid import classify
-
     wanted = expected.language
     texts = dict(_texts(record, expected))
     for field, text in {**texts, "all of it": " ".join(texts.values())}.items():

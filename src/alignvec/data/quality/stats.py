@@ -9,6 +9,13 @@ from math import log
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import textstat
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.model_selection import PredefinedSplit, cross_val_predict
+from sklearn.neighbors import NearestNeighbors
+from sklearn.tree import DecisionTreeClassifier
+
 from alignvec.data.quality.expected import Expected, expected_of
 from alignvec.data.quality.lines import read_lines
 from alignvec.data.quality.rules import is_whole
@@ -114,9 +121,6 @@ def _spread(topics: Iterable[str]) -> dict[str, Any]:
 
 def _texts(texts: Sequence[str]) -> dict[str, Any]:
     """Of texts of one kind."""
-    import numpy as np
-    import textstat
-
     words = [_WORD.findall(text.lower()) for text in texts]
     openings = Counter(" ".join(one[:3]) for one in words)
     (opening, count), *_ = openings.most_common(1)
@@ -152,9 +156,6 @@ def _distinct(texts: Iterable[Sequence[str]], run: int) -> float:
 
 def _nearest(texts: Sequence[Sequence[str]]) -> float | None:
     """Mean cosine (TF-IDF of words) of a text and the one most like it, over a sample."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.neighbors import NearestNeighbors
-
     if len(texts) < 2 or not any(texts):
         return None
     vectors = TfidfVectorizer(analyzer=list).fit_transform(texts)
@@ -170,10 +171,6 @@ def length_check(records: Sequence[Record], levels: Sequence[str]) -> dict[str, 
     give, the length does not give the level away; below 50% it hints at it; from there on it gives
     it away.
     """
-    import numpy as np
-    from sklearn.model_selection import PredefinedSplit, cross_val_predict
-    from sklearn.tree import DecisionTreeClassifier
-
     chance = 1 / len(levels)
     result = {"levels": list(levels), "records": len(records), "chance": chance}
     if len(records) < 2 * _FOLDS or len(levels) < 2:

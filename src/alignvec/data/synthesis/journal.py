@@ -13,11 +13,13 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 from alignvec.data.synthesis.chat import Chat, Completion, Task
 from alignvec.errors import AlignvecError
+from alignvec.files import check_free
 
 
 class Journal:
@@ -134,6 +136,22 @@ class Journal:
     def close(self) -> None:
         self._read.close()
         self._file.close()
+
+
+@contextmanager
+def journal_of(out: Path, overwrite: bool = False) -> Iterator[Journal]:
+    """The journal of an output, beside it. An output that has one may be completed.
+
+    Raises:
+        AlignvecError: `out` is there without a journal and may not be overwritten; see `Journal`.
+    """
+    path = out.with_name(f"{out.name}.journal")
+    check_free(out, overwrite or path.exists())
+    journal = Journal(path)
+    try:
+        yield journal
+    finally:
+        journal.close()
 
 
 def key_of(task: Task, chat: Chat) -> bytes:

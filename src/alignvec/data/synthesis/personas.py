@@ -19,6 +19,7 @@ from alignvec.data.synthesis.journal import Journal, key_of
 from alignvec.data.synthesis.prompts import PEOPLE, Prompt
 from alignvec.data.synthesis.writing import Budget, Outcome, write_texts
 from alignvec.errors import AlignvecError
+from alignvec.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,6 @@ def create(
     budget: Budget | None = None,
     concurrency: int = 16,
     seed: int = 0,
-    on_done: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[list[Persona], Outcome]:
     """`count` new personas, grown round by round from the seeds and from the set so far.
 
@@ -115,28 +115,29 @@ def create(
     created: list[Persona] = []
     total = Outcome()
     rounds = idle = 0
-    while len(created) < count and idle < _PATIENCE and not total.beyond:
-        rounds += 1
-        asked = [
-            request(spectrum, prompt, people, used, chance, sample=rounds)
-            for _ in range(min(concurrency, count - len(created)))
-        ]
-        writer, tasks = chat(), [task for _, task in asked]
-        if rounds == 1:
-            read, written = count * tasks[0].prompt_tokens, count * _MAX_TOKENS
-            logger.info("%d personas: about %d tokens read, at most %d written, and more where "
-                        "one reads like another", count, read, written)  # fmt: skip
-        total += write_texts(tasks.copy, writer, journal, budget, concurrency, announce=False)
-        before = len(created)
-        for traits, task in asked:
-            key = key_of(task, writer)
-            text = as_persona(journal[key].text) if key in journal else None
-            if text and near.add_new(text):
-                persona = Persona.of(spectrum.domain, text, "CreatePersona", traits)
-                created.append(persona)
-                people.append(persona)
-        on_done(len(created), count)
-        idle = 0 if len(created) > before else idle + 1
+    with progress("personas", "persona", count) as bar:
+        while len(created) < count and idle < _PATIENCE and not total.beyond:
+            rounds += 1
+            asked = [
+                request(spectrum, prompt, people, used, chance, sample=rounds)
+                for _ in range(min(concurrency, count - len(created)))
+            ]
+            writer, tasks = chat(), [task for _, task in asked]
+            if rounds == 1:
+                read, written = count * tasks[0].prompt_tokens, count * _MAX_TOKENS
+                logger.info("%d personas: about %d tokens read, at most %d written, and more where "
+                            "one reads like another", count, read, written)  # fmt: skip
+            total += write_texts(tasks.copy, writer, journal, budget, concurrency, announce=False)
+            before = len(created)
+            for traits, task in asked:
+                key = key_of(task, writer)
+                text = as_persona(journal[key].text) if key in journal else None
+                if text and near.add_new(text):
+                    persona = Persona.of(spectrum.domain, text, "CreatePersona", traits)
+                    created.append(persona)
+                    people.append(persona)
+            bar.update(len(created) - before)
+            idle = 0 if len(created) > before else idle + 1
     return created, total
 
 

@@ -11,7 +11,8 @@ from pydantic import Field
 
 from alignvec.data.records import Entry, read_entries
 from alignvec.data.spectrum import Spectrum
-from alignvec.data.synthesis.chat import Task
+from alignvec.data.synthesis.chat import Chat, Task
+from alignvec.data.synthesis.journal import Journal, key_of
 from alignvec.data.synthesis.personas import Persona
 from alignvec.data.synthesis.prompts import Prompt
 from alignvec.errors import AlignvecError
@@ -59,6 +60,16 @@ def query_tasks(
                 ),
                 Task.of(messages, _MAX_TOKENS, sample=number),
             )  # fmt: skip
+
+
+def completed_queries(
+    asked: Iterable[tuple[Query, Task]], chat: Chat, journal: Journal
+) -> Iterator[Query]:
+    """The queries whose words are in the journal."""
+    for query, task in asked:
+        key = key_of(task, chat)
+        if key in journal:
+            yield query.model_copy(update={"query": as_query(journal[key].text)})
 
 
 def as_query(text: str) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 import regex
 
 from alignvec.data.spectrum import Spectrum
-from alignvec.data.synthesis.chat import Completion, Task
+from alignvec.data.synthesis.chat import Chat, Completion, Task
+from alignvec.data.synthesis.journal import Journal, key_of
 from alignvec.data.synthesis.prompts import Prompt
 from alignvec.data.synthesis.queries import Query
 
@@ -40,6 +41,20 @@ def response_tasks(
             ]
             tasks.append(Task.of([*before, *shown, asked], _TOKENS_A_WORD * most))
         yield query, tasks
+
+
+def completed_records(
+    asked: Iterable[tuple[Query, list[Task]]], spectrum: Spectrum, chat: Chat, journal: Journal
+) -> Iterator[dict[str, str]]:
+    """A record, as it lies in a file, for each query of which every level is in the journal."""
+    for query, tasks in asked:
+        keys = [key_of(task, chat) for task in tasks]
+        if all(key in journal for key in keys):
+            texts = {
+                level: as_response(journal[key], spectrum.band(level)[1])
+                for level, key in zip(spectrum.level_names, keys, strict=True)
+            }
+            yield {**query.model_dump(), **texts}
 
 
 def as_response(completion: Completion, most: int) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from alignvec.data.synthesis.chat import Chat, Task, UnwrittenError
 from alignvec.data.synthesis.journal import Journal, key_of
 from alignvec.errors import AlignvecError
+from alignvec.progress import Bar, progress
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,6 @@ def write_texts(
     journal: Journal,
     budget: Budget | None = None,
     concurrency: int = 16,
-    on_done: Callable[[int, int], None] = lambda done, total: None,
     announce: bool = True,
 ) -> Outcome:
     """Have every text written that is not in the journal yet.
@@ -91,8 +91,9 @@ def write_texts(
         AlignvecError: the writer or the disk gives up; what is in the journal stays.
     """
     budget = budget or Budget()
-    total = _estimate(tasks(), chat, journal, budget) if announce else 0
-    return asyncio.run(_write(iter(tasks()), total, chat, journal, budget, concurrency, on_done))
+    total = _estimate(tasks(), chat, journal, budget) if announce else None
+    with progress("writing", "text", total) as bar:
+        return asyncio.run(_write(iter(tasks()), chat, journal, budget, concurrency, bar))
 
 
 def _estimate(tasks: Iterable[Task], chat: Chat, journal: Journal, budget: Budget) -> int:
@@ -116,20 +117,18 @@ def _estimate(tasks: Iterable[Task], chat: Chat, journal: Journal, budget: Budge
 
 async def _write(
     tasks: Iterator[Task],
-    total: int,
     chat: Chat,
     journal: Journal,
     budget: Budget,
     concurrency: int,
-    on_done: Callable[[int, int], None],
+    bar: Bar,
 ) -> Outcome:
     outcome = Outcome()
     asked: set[bytes] = set()  # and not answered yet
     read = written = 0  # tokens that they may take
-    done = 0
 
     async def work() -> None:
-        nonlocal done, read, written
+        nonlocal read, written
         for task in tasks:
             key = key_of(task, chat)
             if key in journal or key in asked:
@@ -153,8 +152,7 @@ async def _write(
                         raise AlignvecError(f"the first {_HOPELESS} all failed: {error}") from None
                 asked.remove(key)
                 read, written = read - task.prompt_tokens, written - task.max_tokens
-            done += 1
-            on_done(done, total)
+            bar.update()
 
     try:
         async with asyncio.TaskGroup() as workers:

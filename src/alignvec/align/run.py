@@ -1,0 +1,222 @@
+"""Preference training, from pairs to an aligned model: loading, checkpoints, the record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import shutil
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from transformers import PreTrainedModel
+from trl import DPOConfig
+
+from alignvec.align.pairs import pairs_dataset
+from alignvec.align.settings import LOSSES, AlignSettings
+from alignvec.align.trainer import SharedPromptTrainer
+from alignvec.base.dtypes import default_dtype
+from alignvec.base.load import load_base
+from alignvec.data.pairs import PreferencePair
+from alignvec.errors import AlignvecError, one_line
+from alignvec.files import atomic_folder, check_free, read_json, write_json
+from alignvec.progress import progress
+
+logger = logging.getLogger(__name__)
+
+RECORD = "training.json"
+
+
+def align(
+    base: str,
+    pairs: Sequence[PreferencePair],
+    out: Path,
+    settings: AlignSettings | None = None,
+    *,
+    provenance: dict[str, Any] | None = None,
+    overwrite: bool = False,
+    device: str | None = None,
+) -> Path:
+    """Train `base` to prefer and write the aligned model to `out`.
+
+    With `lora` the result is a PEFT adapter, with `full` a whole checkpoint. Beside it lies
+    `training.json` (data hash, settings, versions, loss and margin of every step). Checkpoints go
+    to `OUT.checkpoints`; a killed run, started again with the same data and settings, goes on from
+    the last one.
+
+    Args:
+        pairs: pairs of one query next to each other, as `preference_pairs` gives them.
+        provenance: goes into the training record as it is (levels, domain, data source).
+
+    Returns:
+        `out`.
+
+    Raises:
+        AlignvecError: no pairs, `out` is taken, the base cannot be loaded, or the loss diverged.
+    """
+    settings = settings or AlignSettings()
+    if not pairs:
+        raise AlignvecError("no preference pairs to train on")
+    check_free(out, overwrite)
+
+    # TRL's own use of old names, and PEFT looking up a base that may be only a name here.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    warnings.filterwarnings("ignore", message="Could not find a config file")
+    warnings.filterwarnings("ignore", message="Unable to fetch remote file")
+    started = time.time()
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = settings.dtype or (
+        str(default_dtype(device)).removeprefix("torch.")
+        if settings.method == "lora"
+        else "float32"
+    )
+    loaded = load_base(base, dtype, device)
+    record: dict[str, Any] = {
+        "base": loaded.name,
+        "pairs": len(pairs),
+        "data_sha256": _hash_pairs(pairs),
+        "settings": {
+            **asdict(settings),
+            "learning_rate": settings.peak_learning_rate(len(pairs)),
+            "dtype": dtype,
+        },
+        "versions": _versions(),
+        **(provenance or {}),
+    }
+    work = out.with_name(f"{out.name}.checkpoints")
+    resume_from = _prepare_work_folder(work, record)
+
+    with progress("aligning", "step") as bar:
+        trainer = SharedPromptTrainer(
+            bar,
+            model=loaded.model,
+            args=_dpo_config(settings, len(pairs), work, device),
+            train_dataset=pairs_dataset(pairs, loaded.tokenizer, settings.seed, work),
+            processing_class=loaded.tokenizer,
+            peft_config=_lora_config(loaded.model, settings) if settings.method == "lora" else None,
+            two_sided=settings.two_sided and settings.method == "lora",
+        )
+        _train(trainer, resume_from, work)
+    curve = [
+        {
+            "step": entry["step"],
+            "loss": entry["loss"],
+            "margin": entry.get("rewards/margins", 0.0),
+            "accuracy": entry.get("rewards/accuracies", 0.0),
+        }
+        for entry in trainer.state.log_history
+        if "loss" in entry
+    ]
+    if not all(math.isfinite(entry["loss"] + entry["margin"]) for entry in curve):
+        raise AlignvecError("training diverged (loss is not a number); lower the learning rate")
+
+    record["seconds"] = round(time.time() - started, 1)
+    record["curve"] = curve
+    with atomic_folder(out, overwrite) as partial:
+        if settings.method == "lora":
+            trainer.model.peft_config["default"].base_model_name_or_path = loaded.name
+        trainer.model.save_pretrained(partial)
+        loaded.tokenizer.save_pretrained(partial)
+        (partial / "README.md").unlink(missing_ok=True)  # PEFT's empty model-card template
+        write_json(partial / RECORD, record)
+    shutil.rmtree(work, ignore_errors=True)
+    logger.info("aligned model in %s (%s s)", out, record["seconds"])
+    return out
+
+
+def _train(trainer: SharedPromptTrainer, resume_from: Path | None, work: Path) -> None:
+    if resume_from is None:
+        trainer.train()
+        return
+    logger.info("resuming from %s", resume_from.name)
+    try:
+        trainer.train(resume_from_checkpoint=str(resume_from))
+    except (ValueError, RuntimeError) as error:
+        raise AlignvecError(
+            f"{resume_from} cannot be resumed ({one_line(error)}); remove {work} to start anew"
+        ) from error
+
+
+def _dpo_config(settings: AlignSettings, pairs: int, work: Path, device: str) -> DPOConfig:
+    return DPOConfig(
+        output_dir=str(work),
+        loss_type=[LOSSES[settings.loss]],
+        beta=settings.beta,
+        learning_rate=settings.peak_learning_rate(pairs),
+        lr_scheduler_type="cosine",
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        precompute_ref_batch_size=settings.batch_size,
+        max_length=settings.max_length,
+        seed=settings.seed,
+        precompute_ref_log_probs=True,
+        # Recomputing activations buys memory with a third of the time; small models have memory.
+        gradient_checkpointing=False,
+        # Weights are already in the dtype to compute in.
+        bf16=False,
+        fp16=False,
+        # Queries are shuffled below, the pairs of one query stay together to share their row.
+        train_sampling_strategy="sequential",
+        save_steps=settings.save_every,
+        save_total_limit=2,
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # it would show a diverged loss as 0
+        report_to="none",
+        use_cpu=device == "cpu",
+    )
+
+
+def _lora_config(model: PreTrainedModel, settings: AlignSettings) -> LoraConfig:
+    """An adapter on every linear layer of the upper `settings.layers` of the blocks.
+
+    The gradient then stops at the lowest of them: the blocks below cost no backward pass.
+    """
+    depth = model.config.get_text_config().num_hidden_layers
+    first = min(depth - 1, round(depth * (1 - settings.layers)))
+    # With full names rather than PEFT's "all-linear", which cannot be narrowed to some layers.
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if type(module).__name__ in ("Linear", "Conv1D")
+        and module is not model.get_output_embeddings()
+    }
+    return LoraConfig(
+        r=settings.rank,
+        lora_alpha=2 * settings.rank,
+        target_modules=sorted(linear),
+        layers_to_transform=None if first == 0 else list(range(first, depth)),
+        task_type="CAUSAL_LM",
+    )
+
+
+def _prepare_work_folder(work: Path, record: dict[str, Any]) -> Path | None:
+    """Keep the checkpoints of the same run, drop those of another; return the last whole one."""
+    note = work / "run.json"
+    same = note.exists() and read_json(note) == json.loads(json.dumps(record))
+    if work.exists() and not same:
+        logger.info("%s holds checkpoints of another run; starting anew", work.name)
+        shutil.rmtree(work)
+    write_json(note, record)
+    # The trainer writes trainer_state.json last, so without it the checkpoint is half-written.
+    whole = [path for path in work.glob("checkpoint-*") if (path / "trainer_state.json").exists()]
+    return max(whole, key=lambda path: int(path.name.partition("-")[2]), default=None)
+
+
+def _hash_pairs(pairs: Sequence[PreferencePair]) -> str:
+    digest = hashlib.sha256()
+    for pair in pairs:
+        digest.update(json.dumps(asdict(pair), sort_keys=True).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    names = ("alignvec", "torch", "transformers", "trl", "peft", "datasets", "accelerate")
+    return {name: version(name) for name in names}

@@ -1,0 +1,166 @@
+"""How likely a model finds a response: each prompt read once, its responses branching off.
+
+Scoring levels and training on preferences both compare several responses to one prompt. Laid out
+one response a row, the prompt is computed again for each. Here they share a row:
+
+    p0 p1 .. pn-2 | pn-1 a0 a1 a2 | pn-1 b0 b1      tokens
+     0  1 .. n-2  |  n-1  n  ..   |  n-1  n ..      positions
+
+An attention mask lets a branch see the prompt and itself, never its sibling, so the numbers are
+those of separate rows. The last prompt token is repeated because it predicts the first response
+token of each branch.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+Tokens = Sequence[int]
+
+
+@dataclass
+class Row:
+    """One prompt with its responses, all as token ids. A prompt has at least one token."""
+
+    prompt: Tokens
+    responses: Sequence[Tokens]
+
+    def __len__(self) -> int:
+        return len(self.prompt) - 1 + sum(1 + len(response) for response in self.responses)
+
+
+@dataclass
+class Packed:
+    """Rows as tensors. R rows, T tokens in the longest.
+
+    Attributes:
+        input_ids: [R, T] int64.
+        position_ids: [R, T] int64; a branch goes on counting where its prompt ends.
+        attention_mask: [R, 1, T, T] bool, true where a token may look.
+        next_token: [R, T] int64, what each position has to predict, -100 where nothing.
+        branches: for each row and response, the slice of positions that predict its tokens.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    next_token: torch.Tensor
+    branches: list[list[slice]]
+
+    def to(self, device: torch.device) -> Packed:
+        return Packed(
+            self.input_ids.to(device),
+            self.position_ids.to(device),
+            self.attention_mask.to(device),
+            self.next_token.to(device),
+            self.branches,
+        )
+
+    @property
+    def model_inputs(self) -> dict[str, torch.Tensor]:
+        return {
+            "input_ids": self.input_ids,
+            "position_ids": self.position_ids,
+            "attention_mask": self.attention_mask,
+        }
+
+
+def pack(rows: Sequence[Row], pad_id: int = 0) -> Packed:
+    """Lay rows out as tensors, padded on the right to the longest."""
+    longest = max(len(row) for row in rows)
+    input_ids = torch.full((len(rows), longest), pad_id)
+    position_ids = torch.zeros((len(rows), longest), dtype=torch.long)
+    next_token = torch.full((len(rows), longest), -100)
+    # Padding looks at itself: a row that may look nowhere is NaN after the softmax.
+    mask = torch.eye(longest, dtype=torch.bool).repeat(len(rows), 1, 1)
+    causal = torch.ones((longest, longest), dtype=torch.bool).tril()
+    branches: list[list[slice]] = []
+    for index, row in enumerate(rows):
+        shared = len(row.prompt) - 1
+        input_ids[index, :shared] = torch.tensor(row.prompt[:-1], dtype=torch.long)
+        position_ids[index, :shared] = torch.arange(shared)
+        mask[index, :shared, :shared] = causal[:shared, :shared]
+        start, slices = shared, []
+        for response in row.responses:
+            branch = slice(start, start + 1 + len(response))
+            input_ids[index, branch] = torch.tensor([row.prompt[-1], *response])
+            position_ids[index, branch] = torch.arange(shared, shared + 1 + len(response))
+            next_token[index, start : branch.stop - 1] = torch.tensor(response, dtype=torch.long)
+            mask[index, branch, :shared] = True
+            mask[index, branch, branch] = causal[branch, branch]
+            slices.append(slice(start, branch.stop - 1))
+            start = branch.stop
+        branches.append(slices)
+    return Packed(input_ids, position_ids, mask.unsqueeze(1), next_token, branches)
+
+
+_BRANCHING: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+
+
+def can_branch(model: PreTrainedModel, length: int = 0) -> bool:
+    """Whether `model` gives branches in one row the numbers of separate rows.
+
+    Found out by trying once per model, so no list of architectures is needed: attention with a
+    free mask and position ids can, recurrent and convolutional layers cannot. A row longer than a
+    sliding window is never shared, because the mask would have to cut the window too.
+    """
+    window = getattr(model.config.get_text_config(), "sliding_window", None)
+    if window and length > window:
+        return False
+    if model not in _BRANCHING:
+        rows = [Row([1, 2, 3, 4], [[5, 6, 7], [3, 5]])]
+        was_training = model.training
+        model.eval()
+        try:
+            with torch.no_grad():
+                shared, alone = (
+                    torch.cat([values for row in logprobs(model, split) for values in row]).float()
+                    for split in (rows, separate_rows(rows))
+                )
+            # Not exact: other shapes sum in another order. A leaking branch is off by far more.
+            tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
+            _BRANCHING[model] = bool(torch.allclose(shared, alone, atol=tolerance, rtol=tolerance))
+        except (TypeError, ValueError, RuntimeError, IndexError):
+            _BRANCHING[model] = False
+        finally:
+            model.train(was_training)
+    return _BRANCHING[model]
+
+
+def logprobs(model: PreTrainedModel, rows: Sequence[Row]) -> list[list[torch.Tensor]]:
+    """log p(r_t | q, r_<t) of every response token, one forward pass over all rows.
+
+    Returns:
+        For each row and response a float32 tensor of one value a token. Gradients flow if enabled.
+    """
+    packed = pack(rows).to(model.device)
+    inputs = packed.model_inputs
+    if all(len(row.responses) == 1 for row in rows):  # plain rows need no 4-D mask
+        lengths = torch.tensor([len(row) for row in rows], device=model.device)
+        positions = torch.arange(packed.input_ids.shape[1], device=model.device)
+        inputs["attention_mask"] = (positions < lengths[:, None]).long()
+    # The vocabulary is wide: logits only from where the first branch of any row starts.
+    first = min(slices[0].start for slices in packed.branches)
+    keep = torch.arange(first, packed.input_ids.shape[1], device=model.device)
+    logits = model(**inputs, logits_to_keep=keep, use_cache=False).logits
+    targets = packed.next_token[:, first:].clamp(min=0).unsqueeze(-1)
+    # Row by row: the float32 copy of all logits at once would double the peak memory.
+    scores = [
+        (row.float().gather(-1, target).squeeze(-1) - row.float().logsumexp(-1))
+        for row, target in zip(logits, targets, strict=True)
+    ]
+    return [
+        [score[branch.start - first : branch.stop - first] for branch in slices]
+        for score, slices in zip(scores, packed.branches, strict=True)
+    ]
+
+
+def separate_rows(rows: Iterable[Row]) -> list[Row]:
+    """The same prompts and responses, one response a row, in the same order."""
+    return [Row(row.prompt, [response]) for row in rows for response in row.responses]

@@ -1,0 +1,93 @@
+"""Arguments and options that several commands share, and checks on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from alignvec.errors import AlignvecError
+
+BaseArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="BASE", help="'embedded', a checkpoint folder, a .gguf file, or a hub id."
+    ),
+]
+Vectors = Annotated[
+    list[str],
+    typer.Option(
+        "--vector", metavar="KNOB=PATH", help="A vector and the name of its knob; repeat."
+    ),
+]
+Data = Annotated[
+    str, typer.Option(help="'builtin', a .jsonl file, a dataset folder, or a hub dataset id.")
+]
+Domain = Annotated[str | None, typer.Option(help="Only records of this domain.")]
+Split = Annotated[
+    str | None,
+    typer.Option(
+        help="train, validation, test or all; a hash of each record's id decides. By default "
+        "builtin data gives its train part to align and its test part to eval; a file, all of it."
+    ),
+]
+Out = Annotated[Path, typer.Option("-o", "--out", help="Where to write.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="float32, bfloat16 or float16. Default: the fastest on this machine."),
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: CUDA if there is one.")]
+AnyBase = Annotated[
+    bool, typer.Option("--any-base", help="Put a vector on a base that is not its own.")
+]
+
+
+StoredDtype = Annotated[
+    str | None,
+    typer.Option(
+        help="float32, bfloat16, float16, or int8 (matrices in 8 bits, a scale a row) on disk. "
+        "Default: as it is; deltas float32."
+    ),
+]
+VectorArgument = Annotated[
+    str, typer.Argument(metavar="VECTOR", help="The folder or hub id of a vector.")
+]
+SpectrumOption = Annotated[
+    str,
+    typer.Option(
+        "--spectrum",
+        metavar="NAME|FILE",
+        help="The levels and topics: medical, financial, legal, tone, detail, or a YAML file.",
+    ),
+]
+MaybeSpectrum = Annotated[
+    str | None,
+    typer.Option("--spectrum", metavar="NAME|FILE", help="Whose levels, and what they mean."),
+]
+DataArgument = Annotated[str, typer.Argument(metavar="DATA", help="'builtin' or a .jsonl file.")]
+Spectra = Annotated[
+    list[str],
+    typer.Option(
+        "--spectrum",
+        metavar="NAME|FILE",
+        help="Of a domain of the data; repeat. Those that ship with alignvec are known.",
+    ),
+]
+LevelNames = Annotated[
+    str | None, typer.Option("--levels", metavar="LOW,...,HIGH", help="Default: the data's own.")
+]
+
+
+def check_apart(out: Path, *inputs: str) -> None:
+    """Refuse to write over what is read."""
+    if any(Path(source).exists() and out.exists() and out.samefile(source) for source in inputs):
+        raise AlignvecError(f"{out} is also an input; choose another name")
+
+
+def check_folder(out: Path) -> None:
+    """Refuse a file where a folder is written."""
+    if out.exists() and not out.is_dir():
+        raise AlignvecError(f"{out} is a file; -o takes a folder")

@@ -1,0 +1,59 @@
+"""`alignvec route`: a router from texts to domains."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from alignvec.cli.inputs import records_of
+from alignvec.cli.options import AsJson, BaseArgument, Data, Device, Dtype, Out, Overwrite
+from alignvec.cli.output import print_json
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: alignvec route embedded --data builtin -o router")
+def route(
+    base: BaseArgument,
+    out: Out,
+    data: Data = "builtin",
+    sure: Annotated[
+        float, typer.Option(min=0, max=1, help="Below this probability a query has no domain.")
+    ] = 0.5,
+    overwrite: Overwrite = False,
+    dtype: Dtype = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """A classifier from a query to its domain, so that a knob acts on its own domain alone.
+
+    Linear, on the base's own hidden states; trained on all but the data's test part, which gives
+    the accuracy that is reported.
+    """
+    from alignvec.base.load import load_base
+    from alignvec.data.splits import split_of
+    from alignvec.files import check_free
+    from alignvec.route.router import Router
+
+    check_free(out, overwrite)
+    records = records_of(data, [], None, "all", "all")
+    loaded = load_base(base, dtype, device)
+    train, test = (
+        [record for record in records if (split_of(record.id) == "test") == held_out]
+        for held_out in (False, True)
+    )
+    queries, domains = [r.query for r in train], [r.domain for r in train]
+    router = Router.fit(loaded.model, loaded.tokenizer, queries, domains, sure)
+    found = router.domain(loaded.model, loaded.tokenizer, [record.query for record in test])
+    right = sum(record.domain == domain for record, domain in zip(test, found, strict=True))
+    router.save(out, overwrite)
+    result = {"domains": router.domains, "train": len(train), "test": len(test), "right": right,
+              "unsure": found.count(None)}  # fmt: skip
+    if as_json:
+        print_json(result)
+        return
+    typer.echo(
+        f"router: {out} ({', '.join(router.domains)}); {right} of {len(test)} unseen queries "
+        f"right, {found.count(None)} left without a domain"
+    )

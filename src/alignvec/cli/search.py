@@ -1,0 +1,188 @@
+"""From behaviours to settings: `alignvec search`, `alignvec calibrate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from alignvec.cli.inputs import knob_model, records_of, vectors_and_settings
+from alignvec.cli.options import (
+    AnyBase,
+    AsJson,
+    BaseArgument,
+    Data,
+    Device,
+    Domain,
+    Dtype,
+    Out,
+    Split,
+    Vectors,
+)
+from alignvec.cli.output import print_json, print_table
+from alignvec.errors import AlignvecError
+
+app = typer.Typer()
+
+
+@app.command(
+    epilog="Example: alignvec search embedded --vector medical=medical-av --vector legal=legal-av "
+    "--target medical=expert,legal=avoidance -o setting.json\n\n"
+    "Example: ... --router router -o behaviours.json (all behaviours, each knob on its own domain)"
+)
+def search(
+    base: BaseArgument,
+    out: Out,
+    vector: Vectors = [],  # noqa: B006
+    data: Data = "builtin",
+    target: Annotated[
+        list[str],
+        typer.Option(
+            metavar="DOMAIN=LEVEL,...",
+            help="The behaviour that is wanted; repeat for several. Default: every domain that "
+            "has a knob at every level.",
+        ),
+    ] = [],  # noqa: B006
+    levels: Annotated[
+        str, typer.Option(help="The levels of the data, from low to high.")
+    ] = "avoidance,generic,expert",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="surface (a smooth model of the scores, fitted once), grid (the paper's) or "
+            "optuna (asked anew for each target)."
+        ),
+    ] = "surface",
+    passes: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Model evaluations it may take. Default: 8 for each knob that acts on a query "
+            "(surface), 729 (grid), 24 a target (optuna).",
+        ),
+    ] = None,
+    limits: Annotated[
+        list[str],
+        typer.Option("--limits", metavar="KNOB=LOW:HIGH", help="Default: -2:2; repeat."),
+    ] = [],  # noqa: B006
+    router: Annotated[
+        Path | None,
+        typer.Option(help="From `alignvec route`: each knob acts on its own domain's queries."),
+    ] = None,
+    queries: Annotated[
+        int | None, typer.Option(min=1, help="At most so many queries a domain to search on.")
+    ] = None,
+    front: Annotated[
+        bool,
+        typer.Option(
+            "--front", help="Of one target: also what it costs in abilities to have less of it."
+        ),
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the points that are visited.")] = 0,
+    any_base: AnyBase = False,
+    dtype: Dtype = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """From a wanted behaviour to a setting, with the rates that it reaches.
+
+    Searches on builtin data's validation part (of a file: all but its test part) and verifies on
+    the test part. Writes the settings, and of several targets or a front a figure (PNG, SVG).
+    """
+    from alignvec.data.pairs import parse_order
+    from alignvec.files import write_json
+    from alignvec.knobs.model import KnobModel, domain_of
+    from alignvec.knobs.setting import parse_limits
+    from alignvec.report.search import behaviours_table, draw_behaviours, draw_front
+    from alignvec.route.router import Router
+    from alignvec.search.search import search as find
+    from alignvec.search.search import split_for_search
+    from alignvec.search.target import behaviours, parse_target
+
+    order = parse_order(levels)
+    bounds = dict(parse_limits(text) for text in limits)
+    loaded, _ = vectors_and_settings(vector, [])
+    if not loaded:
+        raise AlignvecError("search takes one or more --vector")
+    records = records_of(data, order, None, "all", "all")
+    domains = sorted({record.domain for record in records})
+    targets = [parse_target(text, domains, order) for text in target]
+    if not targets:
+        turned = [domain_of(knob, vector) for knob, vector in loaded.items()]
+        targets = list(behaviours([d for d in domains if d in turned], order))
+    wanted = {domain for one in targets for domain in one}
+    searched, held_out = split_for_search(records, data, wanted, queries)
+    model = KnobModel.from_pretrained(base, loaded, dtype, device, not any_base)
+    result = find(
+        model, targets, searched, held_out, order, method, passes, bounds,
+        Router.load(router) if router else None, seed, front,
+    )  # fmt: skip
+    write_json(out, result.to_json())
+    if front:
+        draw_front(result, out.with_suffix(""))
+    elif len(targets) > 1:
+        draw_behaviours(result, out.with_suffix(""))
+    if as_json:
+        print_json(result.to_json())
+        return
+    print_table(behaviours_table(result.method, result.front or result.solutions))
+    for solution in result.solutions:
+        if len(targets) == 1 or not solution.reached:
+            typer.echo(str(solution))
+    typer.echo(f"{result.summary}; written: {out}")
+
+
+@app.command(
+    epilog="Example: alignvec calibrate embedded --vector medical=medical-av --domain medical\n\n"
+    "Then: alignvec generate embedded --vector medical=medical-av --set medical=80% '...'"
+)
+def calibrate(
+    base: BaseArgument,
+    vector: Annotated[
+        str, typer.Option(metavar="KNOB=FOLDER", help="The vector; its metadata is written to.")
+    ],
+    data: Data = "builtin",
+    domain: Domain = None,
+    split: Split = None,
+    levels: Annotated[
+        str, typer.Option(help="The levels of the data, from low to high.")
+    ] = "avoidance,generic,expert",
+    limits: Annotated[
+        str, typer.Option(metavar="LOW:HIGH", help="The strengths to measure between.")
+    ] = "-3:3",
+    steps: Annotated[int, typer.Option(min=3, help="Strengths to measure.")] = 13,
+    most_kl: Annotated[
+        float, typer.Option(help="Safe: so many nats a token from the base on neutral text.")
+    ] = 0.5,
+    most_perplexity: Annotated[
+        float, typer.Option(help="Safe: so many times the base's perplexity there.")
+    ] = 1.5,
+    dtype: Dtype = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a knob once, so that a level, 80% or 7/10 can stand for its strength anywhere.
+
+    Builtin data gives its validation part; a file, all of it.
+    """
+    from alignvec.data.pairs import parse_order
+    from alignvec.knobs.setting import parse_limits
+    from alignvec.search.calibrate import calibrate as measure
+    from alignvec.vector.store import write_calibration
+
+    order = parse_order(levels)
+    knob, _, folder = vector.partition("=")
+    _, (low, high) = parse_limits(f"{knob}={limits}")
+    records = records_of(data, order, domain, split, "validation")
+    model, _ = knob_model(base, [vector], [], False, dtype, device)
+    found = measure(model, knob, records, order, (low, high), steps, most_kl, most_perplexity)
+    write_calibration(Path(folder), found.model_dump())
+    if as_json:
+        print_json(found.model_dump())
+        return
+    at = ", ".join(f"{level} at {strength:g}" for level, strength in found.levels.items())
+    typer.echo(
+        f"{knob}: {at}; {order[-1]} from {found.top[0]:.0%} to {found.top[-1]:.0%}; safe from "
+        f"{found.safe[0]:g} to {found.safe[1]:g} ({found.queries} queries); written: {folder}"
+    )

@@ -1,0 +1,47 @@
+"""One style for all figures: PNG and SVG, readable in print and by colour-blind eyes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette; a level beyond these takes the next.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = "osD^vP"
+_LEVELS = {"avoidance": "#D55E00", "generic": "#767676", "expert": "#0072B2"}
+_PIXELS = 30_000  # on a side at most; matplotlib draws no 65,536
+
+
+def colour_of(level: str, index: int = 0) -> str:
+    """The colour of a level; of one that is not known, that of its place."""
+    return _LEVELS.get(level, COLOURS[index % len(COLOURS)])
+
+
+@contextmanager
+def figure(path: Path, width: float = 7.0, height: float = 4.2) -> Iterator[Axes]:
+    """Yield axes to draw on, then write `path`.png and `path`.svg."""
+    style: Any = {
+        "font.size": 11,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.color": "#E6E6E6",
+        "axes.axisbelow": True,
+        "text.parse_math": False,  # a dollar sign in a name is one
+        "svg.hashsalt": "alignvec",  # the same figure is the same file
+    }
+    dpi = min(160.0, _PIXELS / max(width, height))
+    with rc_context(style):
+        canvas = FigureCanvasAgg(Figure(figsize=(width, height), layout="constrained"))
+        yield canvas.figure.subplots()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for suffix in ("png", "svg"):
+            metadata = {"Date": None} if suffix == "svg" else None
+            canvas.figure.savefig(path.with_suffix(f".{suffix}"), dpi=dpi, metadata=metadata)

@@ -1,0 +1,114 @@
+"""Routing: from a query to its domain, so that a knob acts on its own domain's queries alone.
+
+A linear classifier on the base model's own hidden states (the mean over the query's tokens, at half
+the depth): one short forward pass a query and no second model. A knob over-generalises as ever; a
+query of another domain just never meets it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field
+from safetensors.torch import save_file
+from sklearn.linear_model import LogisticRegression
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from alignvec.base.checkpoint import CheckpointWeights
+from alignvec.base.weights import all_finite
+from alignvec.errors import AlignvecError
+from alignvec.files import atomic_folder, read_object, validated, write_json
+from alignvec.route.hidden import hidden_means
+
+CONFIG, WEIGHTS = "router.json", "router.safetensors"
+
+
+@dataclass(frozen=True)
+class Router:
+    """Reads the domain from a query.
+
+    Attributes:
+        domains: D names.
+        weight: [D, H] float32, H the hidden size of the base.
+        bias: [D] float32.
+        threshold: a query whose likeliest domain is less probable than this has none.
+    """
+
+    domains: list[str]
+    weight: torch.Tensor
+    bias: torch.Tensor
+    threshold: float = 0.5
+
+    @classmethod
+    def fit(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        queries: Sequence[str],
+        domains: Sequence[str],
+        threshold: float = 0.5,
+    ) -> Router:
+        """Train on queries with known domains: a logistic regression.
+
+        Raises:
+            AlignvecError: there are not at least two domains.
+        """
+        names = sorted(set(domains))
+        if len(names) < 2:
+            raise AlignvecError("a router tells domains apart: it needs queries of at least two")
+        hidden = hidden_means(model, tokenizer, queries)
+        mean, spread = hidden.mean(0), hidden.std(0) + 1e-6
+        found = LogisticRegression(C=0.1, max_iter=1000).fit((hidden - mean) / spread, domains)
+        weight, bias = found.coef_ / spread, found.intercept_
+        if len(names) == 2:  # scikit-learn keeps one row for two classes
+            weight, bias = np.vstack([-weight, weight]) / 2, np.array([-bias[0], bias[0]]) / 2
+        bias = bias - weight @ mean
+        return cls(names, torch.tensor(weight).float(), torch.tensor(bias).float(), threshold)
+
+    def probabilities(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, queries: Sequence[str]
+    ) -> NDArray[np.float32]:
+        """[N, D]: of each query, how probable each domain is."""
+        logits = torch.tensor(hidden_means(model, tokenizer, queries)) @ self.weight.T + self.bias
+        return logits.softmax(-1).numpy()
+
+    def domain(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, queries: Sequence[str]
+    ) -> list[str | None]:
+        """The domain of each query; None below the threshold."""
+        found = self.probabilities(model, tokenizer, queries)
+        return [
+            self.domains[index] if chance >= self.threshold else None
+            for index, chance in zip(found.argmax(1), found.max(1), strict=True)
+        ]
+
+    def save(self, folder: Path, overwrite: bool = False) -> Path:
+        """Write `router.json` and `router.safetensors` into a new folder."""
+        with atomic_folder(folder, overwrite) as partial:
+            save_file({"weight": self.weight, "bias": self.bias}, partial / WEIGHTS)
+            write_json(partial / CONFIG, {"domains": self.domains, "sure": self.threshold})
+        return folder
+
+    @classmethod
+    def load(cls, folder: Path) -> Router:
+        """Raises: AlignvecError: a file is missing or is not a router's."""
+        config = validated(_Config, read_object(folder / CONFIG), folder / CONFIG)
+        weights = CheckpointWeights(folder, WEIGHTS)
+        if set(weights) != {"weight", "bias"}:
+            raise AlignvecError(f"{folder / WEIGHTS} holds no router")
+        weight, bias = weights["weight"].float(), weights["bias"].float()
+        if weight.ndim != 2 or {len(weight), *bias.shape} != {len(config.domains)}:
+            raise AlignvecError(f"{folder}: the weights are not those of the domains it names")
+        if not (all_finite(weight) and all_finite(bias)):
+            raise AlignvecError(f"{folder / WEIGHTS} holds NaN or infinity")
+        return cls(config.domains, weight, bias, config.sure)
+
+
+class _Config(BaseModel):
+    domains: list[str]
+    sure: float = Field(ge=0, le=1)

@@ -1,0 +1,39 @@
+import pytest
+import torch
+
+from alignvec.errors import AlignvecError
+from alignvec.base.dtypes import default_dtype
+from alignvec.base.source import find_base
+from alignvec.base.load import load_base
+from alignvec.base.prompts import render_chat
+
+
+def test_a_gguf_file_is_converted_once(tiny, tmp_path, monkeypatch):
+    """Any GGUF file; here the embedded one under another name."""
+    from alignvec.base.source import _embedded_gguf
+
+    monkeypatch.setenv("ALIGNVEC_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF" + b"\x00" * 100)
+    with pytest.raises(AlignvecError, match="not a readable GGUF model"):
+        find_base(str(tmp_path / "broken.gguf"))
+    (tmp_path / "my model.gguf").symlink_to(_embedded_gguf())
+    first = find_base(str(tmp_path / "my model.gguf"))
+    assert (first / "model.safetensors").exists()
+    assert find_base(str(tmp_path / "my model.gguf")) == first
+
+
+def test_loading_says_what_where_and_how(tiny, caplog):
+    caplog.set_level("INFO")
+    base = load_base(str(tiny()), device="cpu")
+    assert base.model.dtype == default_dtype("cpu")
+    assert "LlamaForCausalLM" in caplog.text
+    assert "on cpu" in caplog.text
+    assert load_base(str(tiny()), "bfloat16", "cpu").model.dtype == torch.bfloat16
+
+
+def test_a_model_without_a_chat_template_gets_plain_text(tiny):
+    tokenizer = load_base(str(tiny())).tokenizer
+    chat = [{"role": "user", "content": "why?"}]
+    assert render_chat(tokenizer, chat) == "<user>why?</s><assistant>"
+    tokenizer.chat_template = None
+    assert render_chat(tokenizer, chat) == "why?\n\n"
