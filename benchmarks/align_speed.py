@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from alignvec.align import AlignSettings, align
+from alignvec.base.load import load_base
 from alignvec.data import LEVELS, Record, preference_pairs, read_records
 from alignvec.evaluate import preference_rates, response_rows
 from alignvec.knobs.model import KnobModel
-from alignvec.base.load import load_base
 from alignvec.vector import AlignmentVector
 
 ORDER = ["expert", "generic", "avoidance"]

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from alignvec.knobs.model import KnobModel
 from alignvec.data import LEVELS, read_records
+from alignvec.knobs.model import KnobModel
 from alignvec.search import Scorer
 from alignvec.search.calibrate import read_off
 

@@ -16,13 +16,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from alignvec.vector.alignment_vector import AlignmentVector
-from alignvec.knobs.model import KnobModel
+from alignvec.base.logprobs import Row
 from alignvec.data import LEVELS, read_records
 from alignvec.evaluate import preference_rates, response_rows
 from alignvec.files import write_json
-from alignvec.base.logprobs import Row
+from alignvec.knobs.model import KnobModel
 from alignvec.report.figure import figure
+from alignvec.vector.alignment_vector import AlignmentVector
 from alignvec.vector.compress import compress
 from alignvec.vector.delta import Dense, LowRank
 

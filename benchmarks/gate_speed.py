@@ -75,10 +75,10 @@ def load(shape: str, blocks: int) -> tuple[Any, Any, list[str]]:
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from alignvec.data import read_records
     from alignvec.base.dtypes import default_dtype
     from alignvec.base.load import load_base
     from alignvec.base.prompts import render_chat
+    from alignvec.data import read_records
 
     base = load_base("embedded")
     records = list(read_records("builtin", domain="medical", split="test"))
@@ -112,8 +112,8 @@ def three_vectors(model: Any, folder: str | None) -> dict[str, Any]:
     """Three vectors of rank 16: the layers of `folder`, or every linear layer of every block."""
     import torch
 
-    from alignvec.vector.alignment_vector import AlignmentVector
     from alignvec.base.identity import base_id
+    from alignvec.vector.alignment_vector import AlignmentVector
     from alignvec.vector.delta import LowRank
 
     weights = dict(model.named_parameters())
@@ -305,9 +305,9 @@ def race(
 
 def turning(model: Any, tokenizer: Any, vectors: dict[str, Any]) -> dict[str, Any]:
     """Median seconds of one turn: folded, gated, and by way of a merged checkpoint on disk."""
-    from alignvec.knobs.model import KnobModel
-    from alignvec.base.source import find_base
     from alignvec.base.load import load_checkpoint
+    from alignvec.base.source import find_base
+    from alignvec.knobs.model import KnobModel
     from alignvec.vector.fold import fold
 
     found: dict[str, Any] = {}

@@ -28,16 +28,16 @@ import gguf
 import numpy as np
 import torch
 
-from alignvec.vector.alignment_vector import AlignmentVector
-from alignvec.knobs.model import KnobModel
-from alignvec.files import write_json
-from alignvec.base.source import _embedded_gguf, find_base
 from alignvec.base.conv1d import transposed_weights
 from alignvec.base.identity import base_id
+from alignvec.base.live import open_weights
+from alignvec.base.source import _embedded_gguf, find_base
+from alignvec.files import write_json
+from alignvec.knobs.model import KnobModel
+from alignvec.vector.alignment_vector import AlignmentVector
 from alignvec.vector.compress import can_factor
 from alignvec.vector.delta import Delta, Dense, LowRank
 from alignvec.vector.export import export
-from alignvec.base.live import open_weights
 
 STRENGTHS = (-1.0, 0.0, 0.5, 1.0, 2.0)
 PROMPTS = (

@@ -137,8 +137,8 @@ def prepare(scratch: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from alignvec.vector.alignment_vector import AlignmentVector
     from alignvec.base.identity import base_id
+    from alignvec.vector.alignment_vector import AlignmentVector
     from alignvec.vector.delta import LowRank
 
     def once(folder: Path, make: Callable[[], Any]) -> None:
@@ -188,8 +188,8 @@ def prepare(scratch: Path) -> None:
 
 def difference(scratch: Path) -> dict[str, float]:
     """Between the two results: the largest in units of bfloat16's last place, and the mean."""
-    from alignvec.vector.delta import parts
     from alignvec.base.checkpoint import CheckpointWeights
+    from alignvec.vector.delta import parts
 
     ours, theirs = (CheckpointWeights(scratch / f"out-{n}") for n in ("full", "mergekit"))
     assert set(ours) == set(theirs)

@@ -20,17 +20,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from alignvec.vector.alignment_vector import AlignmentVector
-from alignvec.knobs.model import KnobModel
 from alignvec.align import AlignSettings, align
 from alignvec.data import LEVELS, Record, read_records
 from alignvec.data.pairs import PreferencePair, preference_pairs
 from alignvec.evaluate import preference_rates, response_rows
+from alignvec.knobs.model import KnobModel
 from alignvec.route import Router
-from alignvec.progress import progress
-from alignvec.search import Target, behaviours, search
-from alignvec.search.solution import Solution
+from alignvec.search import Solution, Target, behaviours, search
 from alignvec.search.search import split_for_search
+from alignvec.vector.alignment_vector import AlignmentVector
 
 DOMAINS = ("financial", "legal", "medical")
 RETRAINED: list[Target] = [
@@ -99,19 +97,19 @@ def searched(options: argparse.Namespace) -> dict[str, Any]:
     start = time.perf_counter()
     model = KnobModel.from_pretrained("embedded", {knob: options.work / knob for knob in knobs})
     seen = [r for domain in DOMAINS for r in read_records("builtin", LEVELS, domain, "train")]
-    router = Router.fit(model, [r.query for r in seen], [r.domain for r in seen])
-    with progress("searching", "pass") as on_pass, progress("verifying", "target") as on_verified:
-        result = search(
-            model, list(behaviours(DOMAINS, LEVELS)), some, held_out, LEVELS,
-            passes=options.passes, router=router, on_pass=on_pass, on_verified=on_verified,
-        )  # fmt: skip
+    queries, domains = [r.query for r in seen], [r.domain for r in seen]
+    router = Router.fit(model.model, model.tokenizer, queries, domains)
+    result = search(
+        model, list(behaviours(DOMAINS, LEVELS)), some, held_out, LEVELS, passes=options.passes,
+        router=router,
+    )  # fmt: skip
     verification = result.seconds["verification"]
     return {
         # Retrained models are not verified either in the time that is compared.
         "own_seconds": round(time.perf_counter() - start - verification, 1),
         "verification_seconds": round(verification, 1),
-        "reached": sum(found.reached for found in result.found),
-        "firmly": sum(found.firmly for found in result.found),
+        "reached": sum(found.reached for found in result.solutions),
+        "firmly": sum(found.reached_clearly for found in result.solutions),
         "passes": result.passes,
         "queries": result.queries,
     }
@@ -130,12 +128,12 @@ def retrained(target: Target, folder: Path) -> dict[str, Any]:
         test = list(read_records("builtin", LEVELS, domain, "test"))
         rows = response_rows(model.tokenizer, test, LEVELS)
         rates[domain] = preference_rates(model.model, rows, LEVELS)
-    found = Found(target, {}, rates)
+    found = Solution(target, {}, rates)
     return {
         "own_seconds": round(took, 1),
         "pairs": len(pairs),
         "reached": found.reached,
-        "firmly": found.firmly,
+        "firmly": found.reached_clearly,
         "rates": {domain: rate.rate for domain, rate in rates.items()},
     }
 

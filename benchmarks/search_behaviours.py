@@ -36,15 +36,13 @@ from typing import Any
 
 import numpy as np
 
-from alignvec.vector.alignment_vector import AlignmentVector
-from alignvec.knobs.model import KnobModel
 from alignvec.data import LEVELS, Record, read_records
-from alignvec.route import Router
-from alignvec.knobs.model import domain_of
-from alignvec.progress import progress
+from alignvec.knobs.model import KnobModel, domain_of
 from alignvec.report.search import draw_behaviours
+from alignvec.route import Router
 from alignvec.search import Scorer, behaviours, search
 from alignvec.search.search import split_for_search
+from alignvec.vector.alignment_vector import AlignmentVector
 
 DOMAINS = ("financial", "legal", "medical")
 
@@ -100,7 +98,9 @@ def trained(model: KnobModel, records: list[Record]) -> Router:
     from alignvec.data import split_of
 
     seen = [record for record in records if split_of(record.id) != "test"]
-    return Router.fit(model, [r.query for r in seen], [r.domain for r in seen])
+    return Router.fit(
+        model.model, model.tokenizer, [r.query for r in seen], [r.domain for r in seen]
+    )
 
 
 def measured(
@@ -114,15 +114,11 @@ def measured(
 ) -> dict[str, Any]:
     start = time.perf_counter()
     targets = list(behaviours(DOMAINS, LEVELS))
-    with progress("searching", "pass") as on_pass, progress("verifying", "target") as on_verified:
-        result = search(
-            model, targets, searched, held_out, LEVELS, method, passes, router=router,
-            on_pass=on_pass, on_verified=on_verified,
-        )  # fmt: skip
+    result = search(model, targets, searched, held_out, LEVELS, method, passes, router=router)
     draw_behaviours(result, figure)
     return {
-        "reached": sum(found.reached for found in result.found),
-        "firmly": sum(found.firmly for found in result.found),
+        "reached": sum(found.reached for found in result.solutions),
+        "firmly": sum(found.reached_clearly for found in result.solutions),
         "passes": result.passes,
         "seconds": result.seconds,
         "queries": result.queries,
@@ -136,7 +132,7 @@ def measured(
                 "reached": found.reached,
                 "rates": {domain: rates.rate for domain, rates in found.rates.items()},
             }
-            for found in result.found
+            for found in result.solutions
         ],
     }
 
@@ -146,7 +142,7 @@ def leak(
 ) -> dict[str, dict[str, float]]:
     """row domain -> column domain -> levels that its mean moved."""
     queries = [record.query for record in records]
-    scorer = Scorer(model, records, LEVELS, router.applied(model, queries) if router else None)
+    scorer = Scorer(model, records, LEVELS, model.acting(router, queries) if router else None)
     domains = np.array(scorer.domains)
     expert = next(f for f in found if set(f["target"].values()) == {"expert"})["setting"]
 

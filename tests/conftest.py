@@ -2,9 +2,14 @@
 
 import json
 import os
+import subprocess
+import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
+from typer.testing import CliRunner
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -134,3 +139,47 @@ def write_records(path: Path, count: int, **changes) -> Path:
 @pytest.fixture
 def records(tmp_path):
     return write_records(tmp_path / "tea.jsonl", 12)
+
+
+def run(*arguments, code=0):
+    """A command in this process, as `alignvec ARGUMENTS`: what it printed, checked to exit so."""
+    from alignvec.cli.app import app
+
+    clean = {"ALIGNVEC_DEBUG": None, "TQDM_DISABLE": os.environ.get("TQDM_DISABLE")}
+    done = CliRunner().invoke(app, [*map(str, arguments)], prog_name="alignvec", env=clean)
+    assert done.exit_code == code, done.stderr
+    return done
+
+
+def run_process(*arguments, code=0, **options):
+    """The same as a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "alignvec", *map(str, arguments)],
+        capture_output=True, text=True, timeout=300, **options,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def refused(*arguments, code=1, run=run, **options):
+    """The one line that a failure prints."""
+    done = run(*arguments, code=code, **options)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return lines[0]
+
+
+@contextmanager
+def watching(call):
+    """Calls call(done, total) as bars of known length move; it may raise, as Ctrl+C does."""
+
+    class Watched(tqdm):
+        def update(self, n=1):
+            self.n += n
+            if self.total is not None:
+                call(self.n, self.total)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("alignvec.progress.tqdm", Watched)
+        yield

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from alignvec.vector.alignment_vector import AlignmentVector
-from alignvec.knobs.model import KnobModel
 from alignvec.align import AlignSettings, align
-from alignvec.data import LEVELS, preference_pairs, read_records
-from alignvec.evaluate import preference_rates, response_rows
 from alignvec.base.load import load_base
 from alignvec.base.prompts import prompt_tokens
+from alignvec.data import LEVELS, preference_pairs, read_records
+from alignvec.evaluate import preference_rates, response_rows
+from alignvec.knobs.model import KnobModel
+from alignvec.vector.alignment_vector import AlignmentVector
 
 pytestmark = pytest.mark.real
 ORDER = ["expert", "generic", "avoidance"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from alignvec.errors import AlignvecError
-from alignvec.files import check_free, atomic_folder, write_json
+from alignvec.files import atomic_folder, check_free, write_json
 
 
 def names(folder):
@@ -16,17 +16,17 @@ def names(folder):
 
 def test_a_folder_is_whole_or_absent(tmp_path):
     out = tmp_path / "odd [name]*"
-    with pytest.raises(KeyError), whole_folder(out) as partial:
+    with pytest.raises(KeyError), atomic_folder(out) as partial:
         (partial / "a").write_text("x")
         raise KeyError
     assert names(tmp_path) == []
-    with whole_folder(out) as partial:
+    with atomic_folder(out) as partial:
         (partial / "a").write_text("x")
         assert not out.exists()
     assert names(out) == ["a"]
-    with pytest.raises(AlignvecError, match="already exists"), whole_folder(out):
+    with pytest.raises(AlignvecError, match="already exists"), atomic_folder(out):
         pass
-    with whole_folder(out, overwrite=True) as partial:
+    with atomic_folder(out, overwrite=True) as partial:
         (partial / "b").write_text("y")
     assert names(out) == ["b"]
     assert names(tmp_path) == [out.name]
@@ -34,9 +34,9 @@ def test_a_folder_is_whole_or_absent(tmp_path):
 
 KILLED = """
 import os, pathlib, signal
-from alignvec.files import check_free, whole_folder
+from alignvec.files import check_free, atomic_folder
 def die(*_): os.kill(os.getpid(), signal.SIGKILL)
-with whole_folder(pathlib.Path({out!r}), overwrite=True) as partial:
+with atomic_folder(pathlib.Path({out!r}), overwrite=True) as partial:
     (partial / "b").write_text("new")
     {moment}
 """
@@ -48,12 +48,12 @@ with whole_folder(pathlib.Path({out!r}), overwrite=True) as partial:
 def test_a_kill_loses_neither_the_old_nor_the_new(moment, tmp_path):
     """Killed while writing, and between moving the old folder away and the new one in."""
     out = tmp_path / "out"
-    with whole_folder(out) as partial:
+    with atomic_folder(out) as partial:
         (partial / "a").write_text("old")
     script = KILLED.format(out=str(out), moment=moment)
     done = subprocess.run([sys.executable, "-c", script])
     assert done.returncode == -signal.SIGKILL
-    with pytest.raises(KeyError), whole_folder(out, overwrite=True):
+    with pytest.raises(KeyError), atomic_folder(out, overwrite=True):
         assert (out / "a").read_text() == "old"
         raise KeyError
     assert names(tmp_path) == ["out"]
@@ -73,9 +73,9 @@ def test_two_writers_of_one_folder_do_not_meet(tmp_path):
     """The second is refused, whether it does the same work or other work."""
     out = tmp_path / "out"
     for mine, its in (("same", "same"), ("", ""), ("one", "other")):
-        with whole_folder(out, overwrite=True, resume=mine) as partial:
+        with atomic_folder(out, overwrite=True, resume=mine) as partial:
             (partial / "a").write_text(mine)
-            again = whole_folder(out, overwrite=True, resume=its)
+            again = atomic_folder(out, overwrite=True, resume=its)
             with pytest.raises(AlignvecError, match="another process is writing"), again:
                 pass
         assert (out / "a").read_text() == mine
@@ -85,7 +85,7 @@ def test_two_writers_of_one_folder_do_not_meet(tmp_path):
 def test_a_file_that_is_replaced_by_a_folder_is_gone(tmp_path):
     out = tmp_path / "out"
     out.write_text("old")
-    with whole_folder(out, overwrite=True) as partial:
+    with atomic_folder(out, overwrite=True) as partial:
         (partial / "a").write_text("new")
     assert names(out) == ["a"]
     assert names(tmp_path) == ["out"]

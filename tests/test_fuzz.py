@@ -25,11 +25,11 @@ import torch
 from safetensors.torch import save_file
 from typer.main import get_command
 
-from alignvec.vector.alignment_vector import AlignmentVector
+from alignvec.cli.app import app
+from alignvec.cli.failure import error_line
 from alignvec.errors import AlignvecError
-from alignvec.cli import app
-from alignvec.cli.app import error_line
-from alignvec.vector import extract
+from alignvec.vector import adapter
+from alignvec.vector.alignment_vector import AlignmentVector
 from alignvec.vector.compress import compress
 from alignvec.vector.delta import LowRank
 from alignvec.vector.hub import model_card
@@ -325,7 +325,7 @@ def scene(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, memory_limit():
         patch.chdir(folder)
         patch.setenv("TQDM_DISABLE", "1")
-        patch.setattr(extract, "_PATIENCE", 0.5)
+        patch.setattr(adapter, "_PATIENCE", 0.5)
         yield root
     torch.set_num_threads(threads)
 

@@ -11,12 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alignvec.vector.alignment_vector import AlignmentVector
+from alignvec.align import LOSSES, AlignSettings, align
+from alignvec.align.pairs import pairs_dataset
+from alignvec.align.trainer import SharedPromptTrainer
+from alignvec.base.prompts import prompt_tokens
+from alignvec.data import preference_pairs, read_records
 from alignvec.errors import AlignvecError
 from alignvec.knobs.model import KnobModel
-from alignvec.align import LOSSES, AlignSettings, _dataset, _trainer_class, align
-from alignvec.data import preference_pairs, read_records
-from alignvec.base.prompts import prompt_tokens
+from alignvec.vector.alignment_vector import AlignmentVector
 from conftest import write_records
 
 ORDER = ["expert", "generic", "avoidance"]
@@ -41,7 +43,7 @@ def trainer(cls, base, pairs, folder, **options):
             gradient_checkpointing=False, report_to="none", learning_rate=1e-2, max_steps=4,
             train_sampling_strategy="sequential", logging_steps=1, save_strategy="no", **options,
         ),
-        train_dataset=_dataset(pairs, tokenizer, 0, folder),
+        train_dataset=pairs_dataset(pairs, tokenizer, 0, folder),
         processing_class=tokenizer,
         peft_config=LoraConfig(r=4, target_modules=targets),
     )  # fmt: skip
@@ -53,7 +55,7 @@ def test_sharing_a_row_trains_what_trl_trains(loss, architecture, tiny, pairs, t
     from trl import DPOTrainer
 
     found = {}
-    for cls in (DPOTrainer, _trainer_class()):
+    for cls in (DPOTrainer, SharedPromptTrainer):
         run = trainer(
             cls, tiny(architecture), pairs, tmp_path / cls.__name__, loss_type=[loss],
             precompute_ref_log_probs=True,
@@ -81,8 +83,6 @@ def test_aligned_model_prefers_what_it_was_taught(method, tiny, pairs, tmp_path)
     assert record["curve"][-1]["margin"] > 1 > record["curve"][0]["margin"]
     assert record["data_sha256"]
     assert record["versions"]["torch"] == torch.__version__
-    assert (out / "training.png").stat().st_size > 5000
-    assert b"<svg" in (out / "training.svg").read_bytes()
     assert not (tmp_path / "aligned.checkpoints").exists()
     vector = AlignmentVector.extract(tiny(), out)
     assert vector.kind == ("low_rank" if method == "lora" else "full")

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from alignvec.errors import AlignvecError
 from alignvec.base.dtypes import default_dtype
-from alignvec.base.source import find_base
 from alignvec.base.load import load_base
 from alignvec.base.prompts import render_chat
+from alignvec.base.source import find_base
+from alignvec.errors import AlignvecError
 
 
 def test_a_gguf_file_is_converted_once(tiny, tmp_path, monkeypatch):

@@ -10,28 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from conftest import write_records
-
-
-def run(*arguments, code=0, **options):
-    done = subprocess.run(
-        [sys.executable, "-m", "alignvec", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        **options,
-    )
-    assert done.returncode == code, done.stderr
-    return done
-
-
-def refused(*arguments, code=1, **options):
-    """The one line that a failure prints."""
-    done = run(*arguments, code=code, **options)
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    return lines[0]
+from conftest import refused, run, run_process, write_records
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +86,8 @@ def test_trl_files_train_as_they_are(tiny, tmp_path):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = run("align", tiny(), "--data", file, "-o", tmp_path / "out", "--json")
     assert json.loads(done.stdout)["prefer"] == ["chosen", "rejected"]
+    assert (tmp_path / "out" / "training.png").stat().st_size > 5000
+    assert b"<svg" in (tmp_path / "out" / "training.svg").read_bytes()
 
 
 def test_help_names_every_command_and_imports_nothing_heavy():
@@ -182,7 +163,7 @@ def test_bad_input_is_one_line(tiny, nudged, vector, tmp_path):
         (("fold", tiny(seed=1), "--vector", knob, "--set", "medical=1", *out), "another base"),
         (("fold", base, "--vector", knob, "--set", "medical=1", "--dtype", "int8", *out),
          "unknown dtype 'int8'"),
-        (("fold", base, "--combine", "slerp", *out), "unknown combination 'slerp'"),
+        (("fold", base, "--combine", "slerp", *out), "unknown merge method 'slerp'"),
         (("fold", base, "--combine", "ties", "--density", "0", *out), "density is a share"),
         (("compress", vector, *out), "give a rank or a share"),
         (("export", vector, "--format", "peft", *out), "is dense"),
@@ -220,7 +201,7 @@ def small_files():
 def test_a_full_disk_leaves_nothing(tiny, nudged, tmp_path):
     """A limit on the size of a file fails a write as a full disk does."""
     out = tmp_path / "av"
-    line = refused("extract", tiny(), nudged(), "-o", out, preexec_fn=small_files)
+    line = refused("extract", tiny(), nudged(), "-o", out, run=run_process, preexec_fn=small_files)
     assert "File too large" in line or "space" in line
     assert list(tmp_path.iterdir()) == []
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignvec.errors import AlignvecError
 from alignvec.data.annotation import agreement as measures
 from alignvec.data.annotation.agreement import Ratings, agreement, disagreements, read_ratings
-from test_cli import refused, run
+from alignvec.errors import AlignvecError
+from conftest import refused, run
 
 LEVELS = ("avoidance", "generic", "expert")
 A, G, E = LEVELS

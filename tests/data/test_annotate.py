@@ -13,12 +13,11 @@ from contextlib import contextmanager
 
 import pytest
 
-from alignvec.errors import AlignvecError
 from alignvec.data.annotation.formats import export_items, import_answers
 from alignvec.data.annotation.store import Annotations, Answer, annotator_name, items_of, sample
 from alignvec.data.records import Record, read_records
-from conftest import write_records
-from test_cli import refused, run
+from alignvec.errors import AlignvecError
+from conftest import refused, run, write_records
 
 LEVELS = ["low", "middle", "high"]
 HOSTILE = (

@@ -3,10 +3,10 @@
 import json
 
 import pytest
+from dirty import FOREIGN, dirty, outcome
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignvec.errors import AlignvecError
 from alignvec.data import LEVELS, read_records, split_of
 from alignvec.data.duplicates import ALIKE, NearDuplicates, similarity
 from alignvec.data.quality.clean import clean
@@ -16,8 +16,8 @@ from alignvec.data.quality.lines import read_lines
 from alignvec.data.quality.rules import RULES, _is_card, _is_iban, _personal
 from alignvec.data.records import Record, builtin_files
 from alignvec.data.spectrum import read_spectrum
-from dirty import FOREIGN, dirty, outcome
-from test_cli import refused, run
+from alignvec.errors import AlignvecError
+from conftest import refused, run
 
 
 @pytest.fixture(scope="module")

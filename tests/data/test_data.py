@@ -3,10 +3,10 @@ from collections import Counter
 
 import pytest
 
-from alignvec.errors import AlignvecError
 from alignvec.data import LEVELS, SPLITS, preference_pairs, read_records, split_of
 from alignvec.data.pairs import anchor_pairs, parse_order
 from alignvec.data.records import builtin_files
+from alignvec.errors import AlignvecError
 from conftest import write_records
 
 GOOD = {

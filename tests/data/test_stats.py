@@ -3,15 +3,15 @@
 import json
 
 import pytest
+from dirty import dirty
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignvec.errors import AlignvecError
 from alignvec.data.quality.datasheet import datasheet
 from alignvec.data.quality.stats import _spread, length_check, statistics
 from alignvec.data.records import Record
-from dirty import dirty
-from test_cli import refused, run
+from alignvec.errors import AlignvecError
+from conftest import refused, run
 
 
 def records(lengths, count=60):

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from alignvec.errors import AlignvecError
 from alignvec.data import read_records
 from alignvec.data.spectrum import SHIPPED, read_spectrum
 from alignvec.data.synthesis.chat import Completion, Task, tokens_in
@@ -24,7 +23,8 @@ from alignvec.data.synthesis.prompts import PEOPLE, Prompt
 from alignvec.data.synthesis.queries import as_query
 from alignvec.data.synthesis.responses import as_response
 from alignvec.data.synthesis.writing import Budget, write_texts
-from test_cli import refused, run
+from alignvec.errors import AlignvecError
+from conftest import refused, run
 
 HERE = Path(__file__).parent
 FAULTS = ("429=.1", "500=.05", "hang=.01", "truncated=.03", "malformed=.03", "empty=.03",

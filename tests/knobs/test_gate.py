@@ -8,14 +8,14 @@ import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from alignvec.vector.alignment_vector import AlignmentVector
-from alignvec.errors import AlignvecError
-from alignvec.knobs.model import KnobModel
-from alignvec.knobs.gate import Gate
-from alignvec.knobs.schedule import parse_schedule
-from alignvec.base.logprobs import Row, logprobs
-from alignvec.base.load import load_checkpoint, load_tokenizer
 from alignvec.base.identity import base_id
+from alignvec.base.load import load_checkpoint, load_tokenizer
+from alignvec.base.logprobs import Row, logprobs
+from alignvec.errors import AlignvecError
+from alignvec.knobs.gate import Gate
+from alignvec.knobs.model import KnobModel
+from alignvec.knobs.schedule import parse_schedule
+from alignvec.vector.alignment_vector import AlignmentVector
 from alignvec.vector.compress import compress
 from alignvec.vector.delta import LowRank
 from conftest import ARCHITECTURES, MOE

@@ -6,12 +6,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignvec.vector.alignment_vector import AlignmentVector
+from alignvec.base.identity import BaseId
 from alignvec.errors import AlignvecError
 from alignvec.knobs.model import KnobModel
-from alignvec.knobs.setting import parse_setting
-from alignvec.knobs.setting import check_setting, parse_sweep
-from alignvec.base.identity import BaseId
+from alignvec.knobs.setting import check_setting, parse_setting, parse_sweep
+from alignvec.vector.alignment_vector import AlignmentVector
+from alignvec.vector.delta import folded
 
 names = st.text(st.characters(categories=["L", "N"], include_characters="-_."), min_size=1)
 finite = st.floats(allow_nan=False, allow_infinity=False, max_value=3e38, min_value=-3e38)
@@ -107,16 +107,15 @@ def test_a_refused_setting_turns_nothing(model):
 def test_an_interrupted_turn_is_taken_back(model, monkeypatch):
     model.set(a=0.5)
     before = weights(model)
-    fold = type(model._fold)._folded
     turned = []
 
-    def interrupt(self, name, setting):
-        turned.append(name)
+    def interrupt(theta, weighted, start, stop):
+        turned.append(theta)
         if len(turned) == 5:
             raise KeyboardInterrupt
-        return fold(self, name, setting)
+        return folded(theta, weighted, start, stop)
 
-    monkeypatch.setattr(type(model._fold), "_folded", interrupt)
+    monkeypatch.setattr("alignvec.knobs.fold.folded", interrupt)
     with pytest.raises(KeyboardInterrupt):
         model.set(a=2.0)
     assert same(before, weights(model))

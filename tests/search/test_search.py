@@ -8,25 +8,33 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from alignvec.vector.alignment_vector import AlignmentVector
-from alignvec.errors import AlignvecError
-from alignvec.knobs.model import KnobModel
 from alignvec.data import read_records
 from alignvec.data.splits import split_of
+from alignvec.errors import AlignvecError
 from alignvec.evaluate import preference_rates, response_rows
-from alignvec.knobs.calibration import Calibration
-from alignvec.route import Router
-from alignvec.knobs.model import domain_of
-from alignvec.report.search import draw_front
-from alignvec.search import Scorer, Surface, behaviours, parse_target, search
-from alignvec.search.calibrate import calibrate
 from alignvec.evaluate.retention import RetentionProbe
+from alignvec.knobs.calibration import Calibration
+from alignvec.knobs.model import KnobModel, domain_of
+from alignvec.report.search import draw_front
+from alignvec.route import Router
+from alignvec.search import Objective, Scorer, Surface, behaviours, parse_target, search
+from alignvec.search.calibrate import calibrate
+from alignvec.vector.alignment_vector import AlignmentVector
 from alignvec.vector.compress import compress
 from alignvec.vector.store import write_calibration
-from conftest import write_records
-from test_cli import refused, run
+from conftest import refused, run, watching, write_records
 
 LEVELS = ["avoidance", "generic", "expert"]
+
+
+def fit(model, records, **options):
+    """A router on the model's own hidden states."""
+    queries, domains = [r.query for r in records], [r.domain for r in records]
+    return Router.fit(model.model, model.tokenizer, queries, domains, **options)
+
+
+def objective(scorer):
+    return Objective(scorer, np.array([[-2.0, 2.0]] * len(scorer.knobs)))
 
 
 @pytest.fixture(scope="module")
@@ -87,15 +95,15 @@ def test_attainment_is_highest_where_every_domain_is_as_wanted(model, records):
     scores = np.zeros((len(records), 3))
     scores[:20, 2] = scores[20:, 0] = 5.0  # tea is expert, ale is avoidance
     targets = list(behaviours(["tea", "ale"], LEVELS))
-    attained = scorer.attainment(scores, targets)
+    attained = objective(scorer).attainment(scores, targets)
     met = [target for target, value in zip(targets, attained, strict=True) if value > 0.99]
     assert met == [{"tea": "expert", "ale": "avoidance"}]
 
 
 def test_the_surface_foretells_what_a_pass_finds(model, records):
     scorer = Scorer(model, records, LEVELS)
-    box = np.array([[-1.0, 1.0], [-1.0, 1.0]])
-    surface = Surface(scorer, box, passes=24)
+    bounds = np.array([[-1.0, 1.0], [-1.0, 1.0]])
+    surface = Surface(Objective(scorer, bounds), passes=24)
     assert scorer.passes == 24
     points = np.random.default_rng(1).uniform(-1, 1, (6, 2))
     true = np.array([scorer(point) for point in points])
@@ -109,15 +117,16 @@ def test_every_method_beats_the_base(method, passes, model, records):
     """Judged by what all of them maximise, on the queries that they search on."""
     targets = [{"tea": "expert"}, {"tea": "avoidance", "ale": "generic"}]
     done = []
-    result = search(model, targets, records, records, LEVELS, method, passes,
-                    on_pass=lambda *at: done.append(at))  # fmt: skip
-    assert done[-1][0] == done[-1][1] >= result.passes  # nothing is scored twice
+    with watching(lambda *at: done.append(at)):
+        result = search(model, targets, records, records, LEVELS, method, passes)
+    searched = [at for at in done if at[1] != len(targets)]  # verified are as many as targets
+    assert searched[-1][0] == searched[-1][1] >= result.passes  # nothing is scored twice
     assert result.passes <= passes * (len(targets) if method == "optuna" else 1)
     scorer = Scorer(model, records, LEVELS)
-    for target, found in zip(targets, result.found, strict=True):
+    for target, found in zip(targets, result.solutions, strict=True):
         strengths = np.array(list(found.setting.values()))
         base, turned = (
-            scorer.attainment(scorer(at), [target])[0] for at in (np.zeros(2), strengths)
+            objective(scorer).attainment(scorer(at), [target])[0] for at in (np.zeros(2), strengths)
         )
         assert turned >= base if method == "optuna" else turned > base
         assert all(-2 <= s <= 2 for s in found.setting.values())
@@ -129,11 +138,11 @@ def test_every_method_beats_the_base(method, passes, model, records):
 def test_a_front_leads_from_the_target_to_the_base(model, records, tmp_path):
     target = [{"tea": "expert", "ale": "avoidance"}]
     result = search(model, target, records, records, LEVELS, passes=16, front=True)
-    kl = [found.retained.kl for found in result.front]
-    assert result.front[0] == result.found[0]
+    kl = [found.retention.kl for found in result.front]
+    assert result.front[0] == result.solutions[0]
     assert kl[0] == max(kl) > 0.0
     assert kl[-1] == pytest.approx(0, abs=1e-6)
-    assert result.front[-1].retained.perplexity == pytest.approx(1)
+    assert result.front[-1].retention.perplexity == pytest.approx(1)
     assert len(set(kl)) > 3
     draw_front(result, tmp_path / "front")
     assert (tmp_path / "front.png").stat().st_size > 5_000
@@ -143,10 +152,10 @@ def test_a_front_leads_from_the_target_to_the_base(model, records, tmp_path):
 
 def test_what_is_retained_is_measured_against_the_base(model):
     """KL and perplexity by their plain definitions."""
-    neutral = Neutral(model)
-    found = neutral.effect({"tea": 1.5, "ale": 0.0})
+    probe = RetentionProbe(model)
+    found = probe({"tea": 1.5, "ale": 0.0})
     base, turned = [], []
-    for ids in neutral._ids:
+    for ids in probe._ids:
         for logs, setting in ((base, {}), (turned, {"tea": 1.5})):
             with model.at(setting):
                 logs.append(model.model(ids).logits[0, :-1].log_softmax(-1).detach())
@@ -154,20 +163,20 @@ def test_what_is_retained_is_measured_against_the_base(model):
     assert found.kl == pytest.approx(kl.mean(), rel=1e-3)
     ratio = [
         float((b - t).gather(1, ids[0, 1:, None]).mean())
-        for b, t, ids in zip(base, turned, neutral._ids, strict=True)
+        for b, t, ids in zip(base, turned, probe._ids, strict=True)
     ]
     assert found.perplexity == pytest.approx(np.exp(np.mean(ratio)), rel=1e-3)
 
 
 def test_a_routed_knob_moves_its_own_domain_alone(model, records, tmp_path):
     queries, domains = [r.query for r in records], [r.domain for r in records]
-    router = Router.fit(model, queries, domains)
-    assert router.domain(model, queries) == domains
+    router = Router.fit(model.model, model.tokenizer, queries, domains)
+    assert router.domain(model.model, model.tokenizer, queries) == domains
     again = Router.load(router.save(tmp_path / "router"))
-    np.testing.assert_array_equal(again.applied(model, queries), router.applied(model, queries))
-    applied = router.applied(model, queries)
-    assert applied.tolist() == [[d == "tea", d == "ale"] for d in domains]
-    scorer = Scorer(model, records, LEVELS, applied)
+    np.testing.assert_array_equal(model.acting(again, queries), model.acting(router, queries))
+    acting = model.acting(router, queries)
+    assert acting.tolist() == [[d == "tea", d == "ale"] for d in domains]
+    scorer = Scorer(model, records, LEVELS, acting)
     base, turned = scorer(np.zeros(2)), scorer(np.array([2.0, 0.0]))
     of_tea = np.array(domains) == "tea"
     np.testing.assert_allclose(base[~of_tea], turned[~of_tea], atol=1e-5)
@@ -183,28 +192,36 @@ def test_a_routed_knob_moves_its_own_domain_alone(model, records, tmp_path):
 
 
 def test_an_unsure_router_leaves_the_base(model, records):
-    router = Router.fit(model, [r.query for r in records], [r.domain for r in records], sure=1.0)
-    assert router.domain(model, ["?", "%%%"]) == [None, None]
-    assert not router.applied(model, ["?"]).any()
+    router = Router.fit(
+        model.model,
+        model.tokenizer,
+        [r.query for r in records],
+        [r.domain for r in records],
+        threshold=1.0,
+    )
+    assert router.domain(model.model, model.tokenizer, ["?", "%%%"]) == [None, None]
+    assert not model.acting(router, ["?"]).any()
     result = search(model, [{"tea": "expert"}], records, records, LEVELS, passes=4, router=router)
-    assert result.found[0].rates["tea"].queries == 20
+    assert result.solutions[0].rates["tea"].queries == 20
     assert result.passes == 1  # every setting is the base
 
 
 def test_routed_domains_are_sought_one_by_one(model, records):
     """27 behaviours of three domains are nine settings put together."""
-    router = Router.fit(model, [r.query for r in records], [r.domain for r in records])
+    router = Router.fit(
+        model.model, model.tokenizer, [r.query for r in records], [r.domain for r in records]
+    )
     targets = list(behaviours(["tea", "ale"], LEVELS))
     both = search(model, targets, records, records, LEVELS, passes=8, router=router)
     assert both.passes == 8
-    of_tea = {f.target["tea"]: {x.setting["tea"] for x in both.found if x.target["tea"] ==
-                                f.target["tea"]} for f in both.found}  # fmt: skip
+    of_tea = {f.target["tea"]: {x.setting["tea"] for x in both.solutions if x.target["tea"] ==
+                                f.target["tea"]} for f in both.solutions}  # fmt: skip
     assert all(len(strengths) == 1 for strengths in of_tea.values())
     alone = search(model, [{"tea": "expert"}], records, records, LEVELS, passes=8, router=router)
-    assert alone.found[0].setting["ale"] == 0.0
-    assert alone.found[0].setting["tea"] in of_tea["expert"]
+    assert alone.solutions[0].setting["ale"] == 0.0
+    assert alone.solutions[0].setting["tea"] in of_tea["expert"]
     with pytest.raises(AlignvecError, match="at least two"):
-        Router.fit(model, ["a", "b"], ["tea", "tea"])
+        Router.fit(model.model, model.tokenizer, ["a", "b"], ["tea", "tea"])
 
 
 def test_a_vector_says_its_domain(vectors):
@@ -354,7 +371,9 @@ def test_calibrate_on_the_command_line(tiny, data, vectors, tmp_path):
 def test_a_damaged_router_is_refused(model, records, tmp_path):
     import torch
 
-    router = Router.fit(model, [r.query for r in records], [r.domain for r in records])
+    router = Router.fit(
+        model.model, model.tokenizer, [r.query for r in records], [r.domain for r in records]
+    )
     folder = router.save(tmp_path / "router")
     for tensors, message in (
         ({"weight": torch.ones(3, 32), "bias": torch.ones(2)}, "not those of the domains"),

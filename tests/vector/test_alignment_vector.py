@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from alignvec.vector.alignment_vector import AlignmentVector
+from alignvec.base.checkpoint import CheckpointWeights
+from alignvec.base.identity import BaseId
+from alignvec.base.live import open_weights
+from alignvec.base.load import load_checkpoint
 from alignvec.errors import AlignvecError
 from alignvec.knobs.model import KnobModel
-from alignvec.base.load import load_checkpoint
-from alignvec.base.identity import BaseId
+from alignvec.vector.alignment_vector import AlignmentVector
 from alignvec.vector.delta import Dense, LowRank
-from alignvec.base.checkpoint import CheckpointWeights
-from alignvec.base.live import open_weights
 from conftest import ARCHITECTURES
 
 BASE = BaseId("a base", "f00d")

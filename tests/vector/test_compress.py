@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignvec.vector.alignment_vector import AlignmentVector
-from alignvec.errors import AlignvecError
-from alignvec.base.load import load_checkpoint
 from alignvec.base.identity import BaseId
+from alignvec.base.load import load_checkpoint
+from alignvec.errors import AlignvecError
+from alignvec.vector.alignment_vector import AlignmentVector
 from alignvec.vector.compress import compress, factor
 from alignvec.vector.delta import Dense, LowRank
 from alignvec.vector.export import export

@@ -8,17 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from alignvec.vector.alignment_vector import AlignmentVector
+from alignvec.base.checkpoint import CheckpointWeights
+from alignvec.base.identity import BaseId
 from alignvec.errors import AlignvecError
 from alignvec.knobs.model import KnobModel
 from alignvec.vector import delta as delta_module
 from alignvec.vector import stream
-from alignvec.base.identity import BaseId
+from alignvec.vector.alignment_vector import AlignmentVector
 from alignvec.vector.compress import compress
 from alignvec.vector.delta import Dense, Lazy, LowRank
 from alignvec.vector.fold import fold
 from alignvec.vector.inspect import inspect
-from alignvec.base.checkpoint import CheckpointWeights
+from conftest import watching
 
 BASE = BaseId("a base", "f00d")
 UP = "model.layers.0.mlp.up_proj.weight"
@@ -107,16 +108,16 @@ def test_shards_and_a_restart_give_the_same(tiny, nudged, tmp_path, monkeypatch)
     whole = AlignmentVector.from_pretrained(full.save_pretrained(tmp_path / "whole", "int8"))
     plain = stream.write_tensors
 
-    def in_shards(folder, outputs, on_progress):
-        plain(folder, outputs, on_progress, "5KB")
+    def in_shards(folder, outputs):
+        plain(folder, outputs, max_shard_size="5KB")
 
     def interrupt(done, total):
         if done > total / 2:
             raise KeyboardInterrupt
 
     monkeypatch.setattr("alignvec.vector.store.write_tensors", in_shards)
-    with pytest.raises(KeyboardInterrupt):
-        full.save_pretrained(tmp_path / "shards", "int8", on_progress=interrupt)
+    with pytest.raises(KeyboardInterrupt), watching(interrupt):
+        full.save_pretrained(tmp_path / "shards", "int8")
     assert list(tmp_path.glob(".shards.*.partial"))
     full.save_pretrained(tmp_path / "shards", "int8")
     assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 2

@@ -7,14 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignvec.vector.alignment_vector import AlignmentVector
+from alignvec.base.checkpoint import CheckpointWeights
 from alignvec.errors import AlignvecError
 from alignvec.vector import delta as delta_module
-from alignvec.vector.merge import WAYS, Merge, dropped, trimmed
+from alignvec.vector.alignment_vector import AlignmentVector
 from alignvec.vector.compress import compress
 from alignvec.vector.delta import Dense, LowRank, parts
 from alignvec.vector.fold import fold
-from alignvec.base.checkpoint import CheckpointWeights
+from alignvec.vector.merge import METHODS, Merge, dropped, trimmed
+from conftest import watching
 
 
 def ties(changes, density, strengths):
@@ -63,7 +64,7 @@ def test_parts_give_what_the_whole_tensor_gives(case, part, seed):
     deltas = [Dense(tau) for tau in changes]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(delta_module, "PART", part)
-        found = {how: combined(Combine(how, density, seed), deltas, strengths) for how in WAYS}
+        found = {how: combined(Merge(how, density, seed), deltas, strengths) for how in METHODS}
     if changes[0].numel():
         torch.testing.assert_close(found["ties"], ties(changes, density, strengths))
     thinned = [
@@ -71,7 +72,7 @@ def test_parts_give_what_the_whole_tensor_gives(case, part, seed):
         for index, tau in enumerate(deltas)
     ]
     plain = sum(by * tau for by, tau in zip(strengths, thinned, strict=True))
-    torch.testing.assert_close(found["dare"], plain)
+    torch.testing.assert_close(found["dare_linear"], plain)
     torch.testing.assert_close(found["dare_ties"], elect(thinned, strengths))
     for tau, thin in zip(changes, thinned, strict=True):
         assert bool(((thin == 0) | torch.isclose(thin, tau / density)).all())
@@ -82,22 +83,22 @@ def test_parts_give_what_the_whole_tensor_gives(case, part, seed):
 def test_whole_vectors_lose_nothing(case):
     changes, strengths, _ = case
     deltas = [Dense(tau) for tau in changes]
-    plain = combined(Combine(), deltas, strengths)
-    assert torch.equal(combined(Combine("dare", 1.0), deltas, strengths), plain)
+    plain = combined(Merge(), deltas, strengths)
+    assert torch.equal(combined(Merge("dare", 1.0), deltas, strengths), plain)
     for how in ("ties", "dare_ties"):
-        alone = combined(Combine(how, 1.0), deltas[:1], strengths[:1])
-        assert torch.equal(alone, combined(Combine(), deltas[:1], strengths[:1]))
+        alone = combined(Merge(how, 1.0), deltas[:1], strengths[:1])
+        assert torch.equal(alone, combined(Merge(), deltas[:1], strengths[:1]))
 
 
 def test_dare_keeps_the_mean_and_drops_for_each_vector_anew():
     ones = [Dense(torch.ones(300, 400))] * 2
-    for how in ("dare", "dare_ties"):
-        first = combined(Combine(how, 0.2), ones[:1], [1.0])
+    for how in ("dare_linear", "dare_ties"):
+        first = combined(Merge(how, 0.2), ones[:1], [1.0])
         assert set(first.unique().tolist()) == {0.0, 5.0}
         assert float(first.mean()) == pytest.approx(1, abs=0.02)
-        both = combined(Combine(how, 0.2), ones, [1.0, 1.0])
+        both = combined(Merge(how, 0.2), ones, [1.0, 1.0])
         assert float((both == 10).float().mean()) == pytest.approx(0.04, abs=0.004)
-        assert not torch.equal(first, combined(Combine(how, 0.2, seed=1), ones[:1], [1.0]))
+        assert not torch.equal(first, combined(Merge(how, 0.2, seed=1), ones[:1], [1.0]))
 
 
 def test_trimming_is_exact_to_bfloat16_and_takes_factors():
@@ -117,30 +118,28 @@ def test_trimming_is_exact_to_bfloat16_and_takes_factors():
 def test_nan_is_noticed_in_every_way():
     broken = torch.ones(4, 4)
     broken[1, 2] = float("nan")
-    for how in WAYS:
-        found = combined(Combine(how), [Dense(broken), Dense(torch.ones(4, 4))], [1.0, 1.0])
+    for how in METHODS:
+        found = combined(Merge(how), [Dense(broken), Dense(torch.ones(4, 4))], [1.0, 1.0])
         assert bool(found[1, 2].isnan())
 
 
-@pytest.mark.parametrize("how", WAYS)
-def test_a_fold_that_is_taken_up_again_gives_the_same_file(
-    how, tiny, nudged, tmp_path, monkeypatch
-):
+@pytest.mark.parametrize("how", METHODS)
+def test_a_fold_that_is_taken_up_again_gives_the_same_file(how, tiny, nudged, tmp_path):
     full = AlignmentVector.extract(tiny(), nudged())
     turned = [(full, 0.8), (compress(full, rank=3), -0.5)]
-    combine = Combine(how, 0.4)
-    fold(tiny(), turned, tmp_path / "at-once", combine=combine)
+    merge = Merge(how, 0.4)
+    fold(tiny(), turned, tmp_path / "at-once", merge=merge)
 
     def interrupt(done, total):
         if done > total / 2:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        fold(tiny(), turned, tmp_path / "again", on_progress=interrupt, combine=combine)
+    with pytest.raises(KeyboardInterrupt), watching(interrupt):
+        fold(tiny(), turned, tmp_path / "again", merge=merge)
     assert len(list(tmp_path.glob(".again.*.partial"))) == 1
     seen = []
-    fold(tiny(), turned, tmp_path / "again", on_progress=lambda *at: seen.append(at),
-         combine=combine)  # fmt: skip
+    with watching(lambda *at: seen.append(at)):
+        fold(tiny(), turned, tmp_path / "again", merge=merge)
     assert seen[0][0] > 0
     digests = {
         hashlib.sha256((tmp_path / name / "model.safetensors").read_bytes()).hexdigest()
@@ -149,19 +148,22 @@ def test_a_fold_that_is_taken_up_again_gives_the_same_file(
     assert len(digests) == 1
     name = "model.layers.0.mlp.up_proj.weight"
     changes = [vector.deltas[name] for vector, _ in turned]
-    expected = CheckpointWeights(tiny())[name] + combined_for(combine, name, changes, [0.8, -0.5])
+    expected = CheckpointWeights(tiny())[name] + combined_for(merge, name, changes, [0.8, -0.5])
     torch.testing.assert_close(CheckpointWeights(tmp_path / "again")[name], expected)
 
 
-def combined_for(combine, name, changes, strengths):
-    turned = combine(name, list(zip(changes, strengths, strict=True)))
+def combined_for(merge, name, changes, strengths):
+    turned = merge(name, list(zip(changes, strengths, strict=True)))
     return sum(by * tau.dense() for tau, by in turned)
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"how": "slerp"}, "unknown combination 'slerp'; one of sum, ties, dare, dare_ties"),
+        (
+            {"method": "slerp"},
+            "unknown merge method 'slerp'; one of task_arithmetic, ties",
+        ),
         ({"density": 0.0}, "density is a share"),
         ({"density": 1.5}, "density is a share"),
         ({"density": float("nan")}, "density is a share"),
@@ -170,4 +172,4 @@ def combined_for(combine, name, changes, strengths):
 )
 def test_what_makes_no_sense_is_refused(wrong, message):
     with pytest.raises(AlignvecError, match=message):
-        Combine(**wrong)
+        Merge(**wrong)

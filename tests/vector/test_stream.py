@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from alignvec.vector.alignment_vector import AlignmentVector
+from alignvec.base.checkpoint import CheckpointWeights
+from alignvec.base.load import load_checkpoint, load_tokenizer
 from alignvec.errors import AlignvecError
 from alignvec.knobs.model import KnobModel
-from alignvec.base.load import load_checkpoint, load_tokenizer
+from alignvec.vector.alignment_vector import AlignmentVector
 from alignvec.vector.compress import compress
 from alignvec.vector.fold import fold
 from alignvec.vector.stream import Output, write_tensors
-from alignvec.base.checkpoint import CheckpointWeights
-from conftest import ARCHITECTURES, MOE
+from conftest import ARCHITECTURES, MOE, watching
 
 
 def state(folder, dtype=torch.float32):
@@ -92,7 +92,8 @@ def test_what_is_written_is_what_safetensors_reads(shapes, dtype, shard, tmp_pat
         for name, t in tensors.items()
     }
     seen = []
-    write_tensors(folder, outputs, lambda done, total: seen.append((done, total)), shard)
+    with watching(lambda *at: seen.append(at)):
+        write_tensors(folder, outputs, max_shard_size=shard)
     total = sum(t.nbytes for t in tensors.values())
     assert seen[-1] == (total, total)
     found = {}
@@ -212,8 +213,8 @@ def test_what_was_written_in_another_dtype_is_not_gone_on_with(tiny, nudged, tmp
         if done > total / 2:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        fold(tiny(), [(vector, 0.5)], tmp_path / "out", on_progress=interrupt)
+    with pytest.raises(KeyboardInterrupt), watching(interrupt):
+        fold(tiny(), [(vector, 0.5)], tmp_path / "out")
     fold(half, [(vector, 0.5)], tmp_path / "out")
     fold(half, [(vector, 0.5)], tmp_path / "at-once")
     out, at_once = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("out", "at-once"))

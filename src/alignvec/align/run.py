@@ -22,7 +22,7 @@ from trl import DPOConfig
 
 from alignvec.align.pairs import pairs_dataset
 from alignvec.align.settings import LOSSES, AlignSettings
-from alignvec.align.trainer import SharedPromptTrainer
+from alignvec.align.trainer import ProgressOnBar, SharedPromptTrainer
 from alignvec.base.dtypes import default_dtype
 from alignvec.base.load import load_base
 from alignvec.data.pairs import PreferencePair
@@ -96,7 +96,6 @@ def align(
 
     with progress("aligning", "step") as bar:
         trainer = SharedPromptTrainer(
-            bar,
             model=loaded.model,
             args=_dpo_config(settings, len(pairs), work, device),
             train_dataset=pairs_dataset(pairs, loaded.tokenizer, settings.seed, work),
@@ -104,6 +103,7 @@ def align(
             peft_config=_lora_config(loaded.model, settings) if settings.method == "lora" else None,
             two_sided=settings.two_sided and settings.method == "lora",
         )
+        trainer.add_callback(ProgressOnBar(bar))
         _train(trainer, resume_from, work)
     curve = [
         {

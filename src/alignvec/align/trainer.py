@@ -21,7 +21,7 @@ from alignvec.base.logprobs import Row, can_branch, logprobs
 from alignvec.progress import Bar
 
 
-class _OnBar(TrainerCallback):
+class ProgressOnBar(TrainerCallback):
     """The steps done, with the loss and the margin, on a bar."""
 
     def __init__(self, bar: Bar) -> None:
@@ -43,13 +43,12 @@ class _OnBar(TrainerCallback):
 class SharedPromptTrainer(DPOTrainer):
     """DPOTrainer that reads each query of a batch once, and can train both ends of a knob."""
 
-    def __init__(self, bar: Bar, two_sided: bool = False, **kwargs: Any) -> None:
+    def __init__(self, two_sided: bool = False, **kwargs: Any) -> None:
         self.shares_prompts = can_branch(kwargs["model"])
         self.two_sided = two_sided
         super().__init__(**kwargs)
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
-        self.add_callback(_OnBar(bar))
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         loss = super().compute_loss

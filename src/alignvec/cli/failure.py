@@ -17,6 +17,8 @@ class OneLineErrors(TyperGroup):
     """The commands, with what goes wrong in them told in one line."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        if not kwargs.get("standalone_mode", True):  # click's word for: exceptions are the caller's
+            return super().main(*args, **kwargs)
         try:
             return super().main(*args, **kwargs)
         except AlignvecError as error:

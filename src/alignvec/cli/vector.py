@@ -165,6 +165,7 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """What is in a vector, where its norm lies, and how several relate."""
+    from alignvec.report.vector import draw_norms, matrix_table, vector_summary
     from alignvec.vector.alignment_vector import AlignmentVector
     from alignvec.vector.inspect import compare
     from alignvec.vector.inspect import inspect as look
@@ -175,8 +176,6 @@ def inspect(
     found = {name: look(one) for name, one in vectors.items()}
     relation = compare(vectors) if len(vectors) > 1 else None
     if out is not None:
-        from alignvec.report.vector import draw_norms, matrix_table, vector_summary
-
         for name, one in found.items():
             draw_norms(one, out.with_name(f"{out.name}-{name}"))
     if as_json:
