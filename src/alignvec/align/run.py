@@ -79,21 +79,9 @@ def align(
         else "float32"
     )
     loaded = load_base(base, dtype, device)
-    record: dict[str, Any] = {
-        "base": loaded.name,
-        "pairs": len(pairs),
-        "data_sha256": _hash_pairs(pairs),
-        "settings": {
-            **asdict(settings),
-            "learning_rate": settings.peak_learning_rate(len(pairs)),
-            "dtype": dtype,
-        },
-        "versions": _versions(),
-        **(provenance or {}),
-    }
+    record = _record(loaded.name, pairs, settings, dtype) | (provenance or {})
     work = out.with_name(f"{out.name}.checkpoints")
     resume_from = _prepare_work_folder(work, record)
-
     with progress("aligning", "step") as bar:
         trainer = SharedPromptTrainer(
             model=loaded.model,
@@ -105,21 +93,8 @@ def align(
         )
         trainer.add_callback(ProgressOnBar(bar))
         _train(trainer, resume_from, work)
-    curve = [
-        {
-            "step": entry["step"],
-            "loss": entry["loss"],
-            "margin": entry.get("rewards/margins", 0.0),
-            "accuracy": entry.get("rewards/accuracies", 0.0),
-        }
-        for entry in trainer.state.log_history
-        if "loss" in entry
-    ]
-    if not all(math.isfinite(entry["loss"] + entry["margin"]) for entry in curve):
-        raise AlignvecError("training diverged (loss is not a number); lower the learning rate")
-
-    record["seconds"] = round(time.time() - started, 1)
-    record["curve"] = curve
+    curve = _curve(trainer.state.log_history)
+    record |= {"seconds": round(time.time() - started, 1), "curve": curve}
     with atomic_folder(out, overwrite) as partial:
         if settings.method == "lora":
             trainer.model.peft_config["default"].base_model_name_or_path = loaded.name
@@ -130,6 +105,41 @@ def align(
     shutil.rmtree(work, ignore_errors=True)
     logger.info("aligned model in %s (%s s)", out, record["seconds"])
     return out
+
+
+def _record(
+    base: str, pairs: Sequence[PreferencePair], settings: AlignSettings, dtype: str
+) -> dict[str, Any]:
+    """What a result depends on; two runs with the same record are the same run."""
+    rate = settings.peak_learning_rate(len(pairs))
+    return {
+        "base": base,
+        "pairs": len(pairs),
+        "data_sha256": _hash_pairs(pairs),
+        "settings": {**asdict(settings), "learning_rate": rate, "dtype": dtype},
+        "versions": _versions(),
+    }
+
+
+def _curve(log: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
+    """Loss, margin and accuracy of every step.
+
+    Raises:
+        AlignvecError: one of them is no number.
+    """
+    curve = [
+        {
+            "step": entry["step"],
+            "loss": entry["loss"],
+            "margin": entry.get("rewards/margins", 0.0),
+            "accuracy": entry.get("rewards/accuracies", 0.0),
+        }
+        for entry in log
+        if "loss" in entry
+    ]
+    if not all(math.isfinite(entry["loss"] + entry["margin"]) for entry in curve):
+        raise AlignvecError("training diverged (loss is not a number); lower the learning rate")
+    return curve
 
 
 def _train(trainer: SharedPromptTrainer, resume_from: Path | None, work: Path) -> None:
