@@ -56,7 +56,10 @@ def align(
         ),
     ] = [],  # noqa: B006
     loss: Annotated[
-        str, typer.Option(help="dpo, ipo, hinge, nca, bco, sppo, aot, apo_zero, ...")
+        str,
+        typer.Option(
+            help="dpo, ipo, hinge, nca, bco, sppo, aot, apo_zero, apo_down or discopop, as in TRL."
+        ),
     ] = "dpo",
     method: Annotated[str, typer.Option(help="lora (an adapter) or full (all weights).")] = "lora",
     epochs: Annotated[float, typer.Option(help="Passes over the pairs.")] = 1.0,
