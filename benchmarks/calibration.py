@@ -19,7 +19,7 @@ import numpy as np
 from alignvec.data import LEVELS, read_records
 from alignvec.knobs.model import KnobModel
 from alignvec.search import Scorer
-from alignvec.search.calibrate import read_off
+from alignvec.search.calibrate import fit_calibration
 
 SHARES = (20, 50, 80)
 FOLDS = 3
@@ -57,7 +57,7 @@ def asked(domain: str, vector: Path) -> dict[str, Any]:
     scorer = Scorer(model, records, LEVELS)
     scores = np.array([scorer(np.array([strength])) for strength in STRENGTHS])
     fold = np.arange(len(records)) % FOLDS
-    units = [read_off(STRENGTHS, scores[:, fold != f], (-3, 3), LEVELS) for f in range(FOLDS)]
+    units = [fit_calibration(STRENGTHS, scores[:, fold != f], (-3, 3), LEVELS) for f in range(FOLDS)]
     got = {}
     for share in SHARES:
         turned = [found.strength(domain, f"{share}%") for found in units]

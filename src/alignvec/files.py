@@ -157,7 +157,7 @@ def read_json(path: Path) -> Any:
         raise AlignvecError(f"{path} is missing or no file")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-        if _is_deep(value):
+        if _exceeds_depth(value):
             raise RecursionError(f"more than {_DEPTH} levels deep")
         json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text
     except (OSError, ValueError, RecursionError) as error:
@@ -193,7 +193,7 @@ def validated(schema: type[Schema], content: Any, where: object) -> Schema:
         raise AlignvecError(f"{where}: {field}{wrong.removeprefix('Value error, ')}") from None
 
 
-def _is_deep(value: Any) -> bool:
+def _exceeds_depth(value: Any) -> bool:
     level = [value]
     for _ in range(_DEPTH):
         level = [

@@ -19,7 +19,7 @@ from alignvec.data import preference_pairs, read_records
 from alignvec.errors import AlignvecError
 from alignvec.knobs.model import KnobModel
 from alignvec.vector.alignment_vector import AlignmentVector
-from conftest import write_records
+from conftest import run, write_records
 
 ORDER = ["expert", "generic", "avoidance"]
 
@@ -56,14 +56,14 @@ def test_sharing_a_row_trains_what_trl_trains(loss, architecture, tiny, pairs, t
 
     found = {}
     for cls in (DPOTrainer, SharedPromptTrainer):
-        run = trainer(
+        done = trainer(
             cls, tiny(architecture), pairs, tmp_path / cls.__name__, loss_type=[loss],
             precompute_ref_log_probs=True,
         )  # fmt: skip
-        run.train()
+        done.train()
         found[cls.__name__] = (
-            [(e["loss"], e["rewards/margins"]) for e in run.state.log_history if "loss" in e],
-            {n: p.detach().clone() for n, p in run.model.named_parameters() if p.requires_grad},
+            [(e["loss"], e["rewards/margins"]) for e in done.state.log_history if "loss" in e],
+            {n: p.detach().clone() for n, p in done.model.named_parameters() if p.requires_grad},
         )
     (curve, weights), (our_curve, our_weights) = found.values()
     assert len({loss for loss, _ in curve}) > 1  # it does learn
@@ -163,11 +163,10 @@ def test_a_loss_that_is_no_number_leaves_no_result(tiny, pairs, tmp_path):
 def test_killed_training_leaves_nothing_broken_and_goes_on(tiny, tmp_path):
     data = write_records(tmp_path / "many.jsonl", 24)
     out = tmp_path / "aligned"
-    command = [
-        sys.executable, "-m", "alignvec", "align", str(tiny()), "--data", str(data), "--seed", "1",
-        "--epochs", "6", "-o",
-    ]  # fmt: skip
-    process = subprocess.Popen([*command, str(out)], stderr=subprocess.DEVNULL)
+    command = ("align", tiny(), "--data", data, "--seed", "1", "--epochs", "6", "-o")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "alignvec", *map(str, command), str(out)], stderr=subprocess.DEVNULL
+    )
     work = tmp_path / "aligned.checkpoints"
     deadline = time.time() + 240
     while time.time() < deadline and process.poll() is None:
@@ -178,10 +177,9 @@ def test_killed_training_leaves_nothing_broken_and_goes_on(tiny, tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not out.exists()
-    done = subprocess.run([*command, str(out)], capture_output=True, text=True, check=True)
-    assert "resuming from checkpoint-" in done.stderr
+    assert "resuming from checkpoint-" in run(*command, out).stderr
     straight = tmp_path / "straight"
-    subprocess.run([*command, str(straight)], capture_output=True, check=True)
+    run(*command, straight)
     resumed, whole = (load_file(x / "adapter_model.safetensors") for x in (out, straight))
     for name in whole:
         torch.testing.assert_close(resumed[name], whole[name], atol=1e-4, rtol=1e-3)

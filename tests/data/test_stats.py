@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignvec.data.quality.datasheet import datasheet
-from alignvec.data.quality.stats import _spread, length_check, statistics
+from alignvec.data.quality.stats import _topic_distribution, length_check, statistics
 from alignvec.data.records import Record
 from alignvec.errors import AlignvecError
 from conftest import refused, run
@@ -51,7 +51,7 @@ def test_too_few_records_for_the_check():
 
 @given(st.lists(st.sampled_from(["", "a", "b", "c"]), max_size=30))
 def test_topics_are_spread_between_one_and_all_alike(topics):
-    spread = _spread(topics)
+    spread = _topic_distribution(topics)
     named = [topic for topic in topics if topic]
     assert spread["distinct"] == len(set(named))
     if named:

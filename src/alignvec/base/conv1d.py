@@ -22,16 +22,16 @@ def transposed_weights(base: str | Path | PreTrainedModel, names: Iterable[str])
     """
     if isinstance(base, str | Path):
         file = find_base(str(base)) / "config.json"
-        transposed = _transposed_in(
+        transposed = _conv1d_weights_of_type(
             str(read_object(file).get("model_type")) if file.exists() else ""
         )
     else:
         transposed = _conv1d_weights(base)
-    return frozenset(name for name in names if _in_any_layer(name) in transposed)
+    return frozenset(name for name in names if _layer_pattern(name) in transposed)
 
 
 @cache
-def _transposed_in(model_type: str) -> frozenset[str]:
+def _conv1d_weights_of_type(model_type: str) -> frozenset[str]:
     """Of a small model of that type, without weights: its layers are all alike.
 
     The sizes are not those of the checkpoint's own config: it could ask for any number of layers.
@@ -47,11 +47,11 @@ def _transposed_in(model_type: str) -> frozenset[str]:
 
 def _conv1d_weights(model: PreTrainedModel) -> frozenset[str]:
     return frozenset(
-        _in_any_layer(f"{name}.weight")
+        _layer_pattern(f"{name}.weight")
         for name, module in model.named_modules()
         if isinstance(module, Conv1D)
     )
 
 
-def _in_any_layer(name: str) -> str:
+def _layer_pattern(name: str) -> str:
     return re.sub(r"\.\d+\.", ".*.", name)

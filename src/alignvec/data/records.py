@@ -61,7 +61,7 @@ class Record(BaseModel):
         return {**about, "levels": levels}
 
     @model_validator(mode="after")
-    def _something_to_read(self) -> Record:
+    def _query_is_not_blank(self) -> Record:
         if not self.query.strip():
             raise ValueError("query is blank")
         return self
@@ -110,7 +110,7 @@ def read_records(
     domains: set[str] = set()
     kept = 0
     for place, fields in rows(str(source)):
-        record = _checked(place, fields, levels)
+        record = _validated_record(place, fields, levels)
         if record.id in first_seen:
             raise AlignvecError(
                 f"{place}: field 'id': '{record.id}' is already used at {first_seen[record.id]}"
@@ -168,7 +168,7 @@ def level_names(source: str | Path) -> list[str]:
     return list(next(read_records(source, levels=())).levels)
 
 
-def _checked(place: str, fields: Any, levels: Iterable[str]) -> Record:
+def _validated_record(place: str, fields: Any, levels: Iterable[str]) -> Record:
     if not isinstance(fields, dict):
         raise AlignvecError(f"{place}: a record is a JSON object, not {type(fields).__name__}")
     try:

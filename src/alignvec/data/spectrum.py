@@ -73,7 +73,7 @@ class Spectrum(BaseModel):
     examples: list[Example] = []
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Spectrum:
+    def _is_consistent(self) -> Spectrum:
         names = self.level_names
         if taken := {"prompt", *ABOUT}.intersection(names):
             raise ValueError(f"a level cannot be called '{taken.pop()}', as other fields are")

@@ -286,7 +286,7 @@ class KnobModel:
         ).to(self.model.device)
         inputs.pop("token_type_ids", None)
         length = inputs["input_ids"].shape[1]
-        processors = [_NotANumber(), *options.get("logits_processor", [])]
+        processors = [_StopAtNaN(), *options.get("logits_processor", [])]
         if schedule is not None:
             processors.append(ScheduledStrengths(self.gate, schedule, length))
         options = {**options, "logits_processor": processors}
@@ -306,7 +306,7 @@ class KnobModel:
         ]
 
 
-class _NotANumber:
+class _StopAtNaN:
     """Stops an answer whose first token has no likelihood: a knob was turned too far."""
 
     def __init__(self) -> None:

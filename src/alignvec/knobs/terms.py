@@ -78,7 +78,7 @@ class Product(Term):
         return cls((*columns, *biases), torch.cat(a), torch.cat(b), bias)
 
     def add(self, call: Call, output: torch.Tensor, strengths: torch.Tensor) -> torch.Tensor:
-        strengths = _spread(strengths, output)
+        strengths = _per_row(strengths, output)
         rank = len(self.a)
         if len(self.bias):
             output = output + strengths[..., rank:].to(output.dtype) @ self.bias
@@ -111,7 +111,7 @@ class AffineCopies(Term):
         }
         columns = sorted({knob for by_knob in changes.values() for knob in by_knob})
         copies = [
-            _holding(
+            _with_parameters(
                 module,
                 nothing
                 | {
@@ -122,13 +122,13 @@ class AffineCopies(Term):
             )
             for knob in columns
         ]
-        return cls(tuple(columns), copies, _holding(module, nothing))
+        return cls(tuple(columns), copies, _with_parameters(module, nothing))
 
     def add(self, call: Call, output: torch.Tensor, strengths: torch.Tensor) -> torch.Tensor:
         args, kwargs = call
         origin = 0 if self.origin is None else self.origin(*args, **kwargs)
         for copied, strength in zip(self.copies, strengths.unbind(1), strict=True):
-            by = _spread(strength[:, None], output, may_widen=True).to(output.dtype)
+            by = _per_row(strength[:, None], output, may_widen=True).to(output.dtype)
             output = output + by * (copied(*args, **kwargs) - origin)
         return output
 
@@ -151,7 +151,7 @@ class AffineCopies(Term):
             with torch.no_grad():
                 origin = self.origin(*args, **kwargs)
                 here, away, there = (
-                    _holding(module, {**module._parameters, **values})(*args, **kwargs)
+                    _with_parameters(module, {**module._parameters, **values})(*args, **kwargs)
                     for values in (own, swing, moved)
                 )
                 error = float((here + away - origin - there).abs().max())
@@ -163,7 +163,7 @@ class AffineCopies(Term):
         return replace(self, origin=self.origin if origin.any() else None)
 
 
-def _holding(module: nn.Module, parameters: dict[str, Any]) -> nn.Module:
+def _with_parameters(module: nn.Module, parameters: dict[str, Any]) -> nn.Module:
     """A copy of a module with other values for its parameters and without its hooks."""
     copied = copy.copy(module)
     copied._parameters = parameters
@@ -171,7 +171,9 @@ def _holding(module: nn.Module, parameters: dict[str, Any]) -> nn.Module:
     return copied
 
 
-def _spread(strengths: torch.Tensor, output: torch.Tensor, may_widen: bool = False) -> torch.Tensor:
+def _per_row(
+    strengths: torch.Tensor, output: torch.Tensor, may_widen: bool = False
+) -> torch.Tensor:
     """[R, C] -> [rows, 1, ..., C] for an output [rows, ..., width].
 
     A module may see the tokens of all rows one after another: each row is then as many neighbours.

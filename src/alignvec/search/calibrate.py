@@ -16,7 +16,7 @@ from alignvec.knobs.model import KnobModel
 from alignvec.progress import progress
 from alignvec.search.scorer import Array, Scorer
 
-_FINE = 0.05  # between two strengths of the curves
+_STEP = 0.05  # between two strengths of the curves
 
 
 def calibrate(
@@ -60,11 +60,11 @@ def calibrate(
             retention = probe({knob: float(strength)})
             kept.append(retention.kl <= most_kl and retention.perplexity <= most_perplexity)
             bar.update()
-    safe = _around_zero(strengths, np.array(kept))
-    return read_off(strengths, np.array(scores), safe, levels)
+    safe = _safe_range(strengths, np.array(kept))
+    return fit_calibration(strengths, np.array(scores), safe, levels)
 
 
-def read_off(
+def fit_calibration(
     strengths: Array, scores: Array, safe: tuple[float, float], levels: Sequence[str]
 ) -> Calibration:
     """From what was measured to units.
@@ -75,7 +75,7 @@ def read_off(
         safe: the range in which levels are looked for.
         levels: L names, from low to high.
     """
-    fine = np.arange(strengths[0], strengths[-1] + _FINE / 2, _FINE)
+    fine = np.arange(strengths[0], strengths[-1] + _STEP / 2, _STEP)
     wins = PchipInterpolator(strengths, scores)(fine).argmax(-1)  # [N, Q]
     rates = (wins[..., None] == np.arange(len(levels))).mean(1)  # [N, L]
 
@@ -98,12 +98,12 @@ def read_off(
 def _peak(strengths: Array, rate: Array) -> float:
     """The middle of where a rate is within .02 of its highest, as the one next to zero."""
     near = strengths[rate >= rate.max() - 0.02]
-    runs = np.split(near, np.flatnonzero(np.diff(near) > 1.5 * _FINE) + 1)
+    runs = np.split(near, np.flatnonzero(np.diff(near) > 1.5 * _STEP) + 1)
     run = min(runs, key=lambda one: float(np.abs(one).min()))
     return round(float(run.mean()), 4)
 
 
-def _around_zero(strengths: Array, kept: Array) -> tuple[float, float]:
+def _safe_range(strengths: Array, kept: Array) -> tuple[float, float]:
     """The longest range about 0 in which every measured strength keeps the bounds."""
     below = [s for s, ok in zip(strengths, kept, strict=True) if s <= 0 and not ok]
     above = [s for s, ok in zip(strengths, kept, strict=True) if s >= 0 and not ok]

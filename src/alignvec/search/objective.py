@@ -10,7 +10,7 @@ from alignvec.search.scorer import Array, Scorer
 from alignvec.search.target import Target
 
 PENALTY = 0.02  # of all knobs at their bounds: of equals the smaller turn is taken
-_SHARPNESS = 20.0  # of the softmax in place of the maximum, per nat and token
+_INVERSE_TEMPERATURE = 20.0  # of the softmax in place of the maximum, per nat and token
 
 
 class Objective:
@@ -51,7 +51,7 @@ class Objective:
         counts by the softmax of its scores instead of the highest one alone: smooth in the
         strengths, so that a search sees which way is up.
         """
-        shifted = _SHARPNESS * (scores - scores.max(-1, keepdims=True))
+        shifted = _INVERSE_TEMPERATURE * (scores - scores.max(-1, keepdims=True))
         share = np.exp(shifted)
         share /= share.sum(-1, keepdims=True)
         levels = self.scorer.levels

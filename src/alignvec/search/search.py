@@ -80,9 +80,9 @@ def search(
         if router is None:
             return finder.solve(targets, penalty)
         # Where each knob acts on one domain alone, so does each part of a target.
-        parts = _parts(targets)
+        parts = _single_targets(targets)
         found = finder.solve(parts, penalty)
-        return np.array([_joined(target, parts, found, of_knob) for target in targets])
+        return np.array([_combined(target, parts, found, of_knob) for target in targets])
 
     start = time.perf_counter()
     finder = make_method(method, Objective(searched, bounds), passes, seed)
@@ -121,12 +121,12 @@ def _verified(
     return Solution(dict(target), named(strengths), rates, worst)
 
 
-def _parts(targets: Sequence[Target]) -> list[Target]:
+def _single_targets(targets: Sequence[Target]) -> list[Target]:
     pairs = dict.fromkeys(pair for target in targets for pair in target.items())
     return [{domain: level} for domain, level in pairs]
 
 
-def _joined(
+def _combined(
     target: Target, parts: Sequence[Target], settings: Array, of_knob: Sequence[str]
 ) -> Array:
     """[K]: each knob as the part of its own domain wants it; 0 where the target names none."""

@@ -8,7 +8,7 @@ from typing import Any
 from alignvec.evaluate.rates import Rates
 from alignvec.evaluate.retention import Retention
 from alignvec.knobs.setting import Setting
-from alignvec.search.target import Target, written
+from alignvec.search.target import Target, format_target
 
 CLEAR = 0.6  # the stricter count asks for this rate
 
@@ -52,10 +52,10 @@ class Solution:
     def __str__(self) -> str:
         at = ",".join(f"{knob}={strength:.2f}" for knob, strength in self.setting.items())
         if self.reached:
-            return f"{written(self.target)}: {at}"
+            return f"{format_target(self.target)}: {at}"
         domain, rate = self.least
         return (
-            f"{written(self.target)} is not reachable; nearest is {at} "
+            f"{format_target(self.target)} is not reachable; nearest is {at} "
             f"({domain}: {self.target[domain]} at {rate:.2f})"
         )
 

@@ -35,5 +35,5 @@ def behaviours(domains: Sequence[str], levels: Sequence[str]) -> Iterator[Target
         yield dict(zip(domains, choice, strict=True))
 
 
-def written(target: Target) -> str:
+def format_target(target: Target) -> str:
     return ",".join(f"{domain}={level}" for domain, level in target.items())

@@ -22,7 +22,7 @@ from alignvec.vector.stream import Output, work_key, write_tensors
 
 WeightedVectors = Sequence[tuple[AlignmentVector, float]]
 # What makes a folder of weights a model; code (.py) is never taken along.
-_BESIDE = ("*.json", "*.jinja", "*.model", "*.txt", "LICENSE*")
+_CONFIG_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "LICENSE*")
 
 
 def fold(
@@ -64,9 +64,9 @@ def fold(
     )
     with atomic_folder(out, overwrite, key) as partial:
         write_tensors(partial, outputs, "folding")
-        _copy_beside(folder, partial)
+        _copy_config(folder, partial)
         if chosen is not None:
-            _say_dtype(partial / "config.json", chosen)
+            _set_config_dtype(partial / "config.json", chosen)
     return out
 
 
@@ -97,15 +97,15 @@ def _output(
     return Output(weights.shape(name), stored, rows)
 
 
-def _copy_beside(base: Path, out: Path) -> None:
-    for pattern in _BESIDE:
+def _copy_config(base: Path, out: Path) -> None:
+    for pattern in _CONFIG_FILES:
         for file in base.glob(pattern):
             weights_index = file.name.endswith(".index.json")
             if file.is_file() and not weights_index and not (out / file.name).exists():
                 shutil.copyfile(file, out / file.name)
 
 
-def _say_dtype(config_file: Path, dtype: torch.dtype) -> None:
+def _set_config_dtype(config_file: Path, dtype: torch.dtype) -> None:
     if config_file.exists():
         config = read_object(config_file)
         key = "dtype" if "dtype" in config else "torch_dtype"

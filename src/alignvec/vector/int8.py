@@ -59,7 +59,7 @@ def is_scale(weights: Weights, name: str) -> bool:
     return owner != name and owner in weights and weights.dtype(owner) == torch.int8
 
 
-def opened(weights: Weights, name: str, where: Path) -> Lazy:
+def dequantised(weights: Weights, name: str, where: Path) -> Lazy:
     """An int8 delta, read as float32 when it is used; its scales are read now.
 
     Args:

@@ -85,7 +85,7 @@ def trimmed(delta: Delta, density: float) -> Lazy:
     def read(start: int, stop: int) -> Dense:
         with lock:
             if not least:
-                least.append(_least_kept(delta, density))
+                least.append(_trim_threshold(delta, density))
         values = _dense(delta, start, stop)
         return Dense(values * (values.abs() >= least[0]))
 
@@ -126,7 +126,7 @@ def _dense(delta: Delta, start: int, stop: int) -> torch.Tensor:
     return delta.part(start, stop).dense().reshape(stop - start, *delta.shape[1:])
 
 
-def _least_kept(delta: Delta, density: float) -> float:
+def _trim_threshold(delta: Delta, density: float) -> float:
     """The magnitude from which on entries are kept, rounded down to a bfloat16.
 
     A histogram instead of a sort, so that one pass in parts will do: the upper half of a float32's

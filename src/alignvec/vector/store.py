@@ -230,7 +230,7 @@ def _open_dense(folder: Path, metadata: _Metadata) -> dict[str, Delta]:
         if name in metadata.tensors and name not in residuals:
             raise AlignvecError(f"{folder}: {name} is there twice, dense and as factors")
         if weights.dtype(name) == torch.int8:
-            deltas[name] = int8.opened(weights, name, folder)
+            deltas[name] = int8.dequantised(weights, name, folder)
             continue
         if not is_computable(weights.dtype(name)):
             raise AlignvecError(f"{folder}: {name} is {weights.dtype(name)}, no delta")

@@ -162,8 +162,8 @@ def _measures(ratings: Ratings, seed: int) -> dict[str, Any]:
     if ratings.intended:
         intended, majority = _codes(ratings, ratings.intended), _codes(ratings, ratings.majority)
         against = {
-            "annotators": {name: _two(codes[name], intended, count, seed) for name in names},
-            "majority": _two(majority, intended, count, seed),
+            "annotators": {name: _pairwise(codes[name], intended, count, seed) for name in names},
+            "majority": _pairwise(majority, intended, count, seed),
         }
         confusion = {level: dict.fromkeys(ratings.levels, 0) for level in ratings.levels}
         for item, level in ratings.intended.items():
@@ -173,9 +173,9 @@ def _measures(ratings: Ratings, seed: int) -> dict[str, Any]:
         "levels": list(ratings.levels),
         "items": len({*ratings.chosen, *ratings.intended}),
         "annotators": {name: int((codes[name] >= 0).sum()) for name in names},
-        "together": _together(list(codes.values()), count, seed),
+        "together": _overall(list(codes.values()), count, seed),
         "pairs": [
-            {"annotators": [a, b], **_two(codes[a], codes[b], count, seed)}
+            {"annotators": [a, b], **_pairwise(codes[a], codes[b], count, seed)}
             for a, b in combinations(names, 2)
         ],
         "with_intended": against,
@@ -216,7 +216,7 @@ def _codes(ratings: Ratings, levels: Mapping[str, str]) -> Codes:
     return np.array([code[levels[item]] if item in levels else -1 for item in ratings.chosen])
 
 
-def _two(a: Codes, b: Codes, levels: int, seed: int) -> dict[str, Any]:
+def _pairwise(a: Codes, b: Codes, levels: int, seed: int) -> dict[str, Any]:
     """Raw agreement and the kappas of two raters, on the items that both rated."""
     both = (a >= 0) & (b >= 0)
     cells = np.eye(levels**2)[a[both] * levels + b[both]]  # item -> its cell of the table
@@ -231,7 +231,7 @@ def _two(a: Codes, b: Codes, levels: int, seed: int) -> dict[str, Any]:
     return found
 
 
-def _together(codes: Sequence[Codes], levels: int, seed: int) -> dict[str, Any]:
+def _overall(codes: Sequence[Codes], levels: int, seed: int) -> dict[str, Any]:
     """The measures of any number of raters."""
     counts = np.stack([np.eye(levels + 1, dtype=int)[of][:, :-1] for of in codes]).sum(axis=0)
     counts = counts[counts.sum(axis=1) > 1]  # items with something to compare

@@ -203,15 +203,19 @@ def _page(annotations: Annotations, about: Mapping[str, str]) -> Any:
     outputs = [place, entrance, progress, question, text, note, steps, keys, back, skip, *buttons]
     quietly: Any = {"show_progress": "hidden", "api_visibility": "private"}
     with page:
-        entered = gr.on([start.click, name.submit], _told(enter), name, outputs, **quietly)
+        entered = gr.on(
+            [start.click, name.submit], _showing_errors(enter), name, outputs, **quietly
+        )
         presses = [button.click for button in (*buttons, back, skip)]
-        stepped = gr.on(presses, _told(step), [place, note], outputs, **quietly)  # one at a time
+        stepped = gr.on(
+            presses, _showing_errors(step), [place, note], outputs, **quietly
+        )  # one at a time
         for shown in (entered, stepped):
             shown.then(None, js="() => window.scrollTo(0, 0)")
     return page
 
 
-def _told(act: Callable[..., dict[Any, Any]]) -> Callable[..., dict[Any, Any]]:
+def _showing_errors(act: Callable[..., dict[Any, Any]]) -> Callable[..., dict[Any, Any]]:
     """What goes wrong is shown on the page."""
 
     @wraps(act)

@@ -26,8 +26,8 @@ from sqlmodel import Field, Session, SQLModel, create_engine, select
 from alignvec.data.records import Record
 from alignvec.errors import AlignvecError
 
-_OURS = 0x616C7661  # SQLite's application id: "alva"
-_PATIENCE = 30.0  # seconds that a writer waits for another
+_APPLICATION_ID = 0x616C7661  # SQLite's application id: "alva"
+_LOCK_TIMEOUT = 30.0  # seconds that a writer waits for another
 
 
 class _Table(SQLModel, registry=registry()):
@@ -81,16 +81,18 @@ class Annotations:
             raise AlignvecError(f"no answers at {path}")
         url = URL.create("sqlite", database=str(path))
         # No connection stays open: the file itself is complete after every answer.
-        self._engine = create_engine(url, poolclass=NullPool, connect_args={"timeout": _PATIENCE})
+        self._engine = create_engine(
+            url, poolclass=NullPool, connect_args={"timeout": _LOCK_TIMEOUT}
+        )
         with self._session() as session:
             connection = session.connection()
             if items:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")  # two may start at the same time
             if _is_new(connection) and items:
-                connection.exec_driver_sql(f"PRAGMA application_id = {_OURS}")
+                connection.exec_driver_sql(f"PRAGMA application_id = {_APPLICATION_ID}")
                 _Table.metadata.create_all(connection)
                 session.add_all(items)
-            elif connection.exec_driver_sql("PRAGMA application_id").scalar() != _OURS:
+            elif connection.exec_driver_sql("PRAGMA application_id").scalar() != _APPLICATION_ID:
                 raise AlignvecError(f"{path} is no file of answers that alignvec wrote")
             session.commit()
             if items:  # readers and one writer do not wait for each other

@@ -21,7 +21,7 @@ from alignvec.errors import check_known
 from alignvec.files import atomic_file
 from alignvec.progress import Bar, progress
 
-_KEEP_FIRST = ("test", "validation", "train")  # of two alike in two splits
+_SPLIT_PRIORITY = ("test", "validation", "train")  # of two alike in two splits
 
 
 @dataclass
@@ -104,13 +104,13 @@ def clean(
     records = [line.record for line in lines if line.record]
     expected = expected_of(records, spectra, levels)
     with progress("cleaning", "record", 2 * len(records)) as bar:
-        for line, record in _good(lines):
+        for line, record in _faultless(lines):
             line.faults += _faults(record, expected[record.domain], skip)
             bar.update()
         _find_repeats(lines, expected, skip, bar)
     cleaned = Cleaned(lines)
     groups = defaultdict[str, list[tuple[Line, Record]]](list)
-    for line, record in _good(lines):
+    for line, record in _faultless(lines):
         groups[record.domain].append((line, record))
     for domain, group in groups.items():
         about = expected[domain]
@@ -120,7 +120,7 @@ def clean(
         cleaned.in_order[domain] = judged.in_order
         cleaned.not_checked[domain] = {
             rule: why
-            for rule, why in {**_unknowable(about), **judged.not_checked}.items()
+            for rule, why in {**_inapplicable(about), **judged.not_checked}.items()
             if rule not in skip
         }
     return cleaned
@@ -133,8 +133,8 @@ def _find_repeats(
     bar: Bar,
 ) -> None:
     """Of two records alike in two splits the one in train is rejected, else the later one."""
-    repeats = Repeats(_usual(line.record.persona for line in lines if line.record))
-    good = sorted(_good(lines), key=lambda one: _KEEP_FIRST.index(split_of(one[1].id)))
+    repeats = Repeats(_usual_count(line.record.persona for line in lines if line.record))
+    good = sorted(_faultless(lines), key=lambda one: _SPLIT_PRIORITY.index(split_of(one[1].id)))
     for line, record in good:
         names = expected[record.domain].levels
         line.faults += [fault for fault in repeats.of(record, names) if fault[0] not in skip]
@@ -143,7 +143,7 @@ def _find_repeats(
         bar.update()
 
 
-def _good(lines: Iterable[Line]) -> list[tuple[Line, Record]]:
+def _faultless(lines: Iterable[Line]) -> list[tuple[Line, Record]]:
     return [(line, line.record) for line in lines if line.record and not line.faults]
 
 
@@ -155,13 +155,13 @@ def _faults(record: Record, expected: Expected, skip: Collection[str]) -> Iterat
                 return
 
 
-def _usual(personas: Iterable[str]) -> int:
+def _usual_count(personas: Iterable[str]) -> int:
     """How many records a persona has, most often: people may be asked several queries each."""
     counts = Counter(Counter(persona for persona in personas if persona).values())
     return max(counts, key=lambda each: (counts[each], -each), default=1)
 
 
-def _unknowable(expected: Expected) -> dict[str, str]:
+def _inapplicable(expected: Expected) -> dict[str, str]:
     """Rules that need to know more of a domain, and why they cannot be applied."""
     reasons = {}
     if expected.spectrum is None:

@@ -10,8 +10,8 @@ from alignvec.data.records import Record
 from alignvec.data.spectrum import SHIPPED, Spectrum, read_spectrum
 from alignvec.errors import AlignvecError
 
-_USUAL = 0.9  # a field that so many records have is one that all should have
-_RARE = 0.01  # a domain of fewer records is a slip
+_COMMON_SHARE = 0.9  # a field that so many records have is one that all should have
+_RARE_SHARE = 0.01  # a domain of fewer records is a slip
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,14 @@ def expected_of(
     fields = tuple(
         name
         for name in ("topic", "persona")
-        if sum(bool(getattr(record, name)) for record in records) >= _USUAL * len(records)
+        if sum(bool(getattr(record, name)) for record in records) >= _COMMON_SHARE * len(records)
     )
     expected = {}
     for domain, counts in shapes.items():
         spectrum = given.get(domain) or _shipped(domain, levels, counts)
         names = levels or (spectrum.level_names if spectrum else counts.most_common(1)[0][0])
         unusable = "" if names else "there is no response"
-        if not spectrum and counts.total() < _RARE * len(records):
+        if not spectrum and counts.total() < _RARE_SHARE * len(records):
             unusable = f"domain '{domain}' hardly comes in the data"
         expected[domain] = Expected(tuple(names), spectrum, fields, unusable)
     if not any(one.levels for one in expected.values()):

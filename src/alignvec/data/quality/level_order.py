@@ -23,10 +23,13 @@ from alignvec.data.records import Record
 
 _FEWEST = 30  # records
 _FOLDS = 10
-_PULL = 1.0  # of the ridge
-_TELLS = 0.9  # share of the responses that it must get right to say anything of one
+_RIDGE_ALPHA = 1.0  # of the ridge
+_LEAST_ACCURACY = 0.9  # share of the responses that it must get right to say anything of one
 _MARGIN = 0.2  # of the step from a level to the next
-_ANSWERS, _REFUSES = 0.4, 0.57  # up to here, and from here on, of the way to a refusal
+_MOST_AN_ANSWER, _LEAST_A_REFUSAL = (
+    0.4,
+    0.57,
+)  # up to here, and from here on, of the way to a refusal
 
 
 @dataclass
@@ -62,7 +65,7 @@ def judge_levels(records: Sequence[Record], expected: Expected) -> Judged:
         judged.not_checked = dict.fromkeys(("level_order", "no_refusal"), "too little text")
         return judged
     judged.in_order = float((rank[:, 1:] > rank[:, :-1]).mean())
-    if judged.in_order < _TELLS:
+    if judged.in_order < _LEAST_ACCURACY:
         why = f"a linear model puts only {judged.in_order:.0%} of the levels in order"
         judged.not_checked["level_order"] = why
     else:
@@ -73,14 +76,14 @@ def judge_levels(records: Sequence[Record], expected: Expected) -> Judged:
     told = ((refusing > 0.5) == declines).mean()
     if not any(declines):
         judged.not_checked["no_refusal"] = "no level is known to decline"
-    elif told < _TELLS:
+    elif told < _LEAST_ACCURACY:
         judged.not_checked["no_refusal"] = f"a linear model tells only {told:.0%} of refusals"
     else:
         for faults, row in zip(judged.faults, refusing, strict=True):
             for level, declining, score in zip(names, declines, row, strict=True):
-                if declining and score < _ANSWERS:
+                if declining and score < _MOST_AN_ANSWER:
                     faults.append(("no_refusal", f"'{level}' does not read like a refusal"))
-                elif not declining and score > _REFUSES:
+                elif not declining and score > _LEAST_A_REFUSAL:
                     faults.append(("refusal", f"'{level}' reads like a refusal"))
     return judged
 
@@ -102,7 +105,7 @@ def level_scores(responses: Sequence[Sequence[str]], declines: Sequence[bool]) -
     texts = [text for record in responses for text in record]
     features = make_union(words, letters).fit_transform(texts)
     wanted = np.column_stack([np.arange(levels), np.array(declines, np.float32)])
-    ridge = Ridge(_PULL, tol=0.01)
+    ridge = Ridge(_RIDGE_ALPHA, tol=0.01)
     folds = PredefinedSplit(np.repeat(np.arange(records) % _FOLDS, levels))
     scores = cross_val_predict(ridge, features, np.tile(wanted, (records, 1)), cv=folds)
     rank, refusing = scores.reshape(records, levels, 2).transpose(2, 0, 1)

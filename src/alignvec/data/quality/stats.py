@@ -60,7 +60,7 @@ def statistics(
         "left_out": len(lines) - len(records),
         "splits": _splits(records),
         "domains": {domain: _domain(group, expected[domain]) for domain, group in domains.items()},
-        "topics": _spread(record.topic for record in records),
+        "topics": _topic_distribution(record.topic for record in records),
         "personas": len({record.persona for record in records if record.persona}),
         "queries": _texts([record.query for record in records]),
         "levels": {
@@ -85,7 +85,7 @@ def _domain(records: Sequence[Record], expected: Expected) -> dict[str, Any]:
         "splits": _splits(records),
         "language": expected.language,
         "levels": list(expected.levels),
-        "topics": _spread(record.topic for record in records),
+        "topics": _topic_distribution(record.topic for record in records),
         "personas": len({record.persona for record in records if record.persona}),
         "outside_band": _outside_band(records, expected),
     }
@@ -103,7 +103,7 @@ def _outside_band(records: Sequence[Record], expected: Expected) -> dict[str, fl
     return shares
 
 
-def _spread(topics: Iterable[str]) -> dict[str, Any]:
+def _topic_distribution(topics: Iterable[str]) -> dict[str, Any]:
     """Evenness is the entropy over that of as many topics of equal size: 1 is all alike."""
     counts = Counter(topic for topic in topics if topic)
     if not counts:

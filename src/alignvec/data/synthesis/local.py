@@ -63,7 +63,7 @@ class Local:
     def _answers(self, tasks: list[Task]) -> list[Completion]:
         torch.manual_seed(hash(tuple(task.sample for task in tasks)) % 2**31)
         longest = max(task.max_tokens for task in tasks)
-        sampling: dict[str, Any] = {"logits_processor": [_NewWords()]}
+        sampling: dict[str, Any] = {"logits_processor": [_AnswerRepetitionPenalty()]}
         if self.temperature > 0:
             sampling |= {"do_sample": True, "temperature": self.temperature, "top_p": 0.9}
         texts = self._model.generate(
@@ -88,7 +88,7 @@ class Local:
             await self._worker
 
 
-class _NewWords:
+class _AnswerRepetitionPenalty:
     """A penalty on tokens that were written already; those of the prompt may be used."""
 
     def __init__(self) -> None:

@@ -14,7 +14,9 @@ from alignvec.progress import Bar, progress
 
 logger = logging.getLogger(__name__)
 
-_HOPELESS = 20  # failures without one text: a wrong model name or option, not a wrong request
+_FAILURES_TO_STOP = (
+    20  # failures without one text: a wrong model name or option, not a wrong request
+)
 
 
 @dataclass(frozen=True)
@@ -148,8 +150,10 @@ async def _write(
                     await journal.add(key, str(error))
                     outcome.failed += 1
                     outcome.reasons = [*outcome.reasons, str(error)][:10]
-                    if outcome.failed == _HOPELESS and not outcome.written:
-                        raise AlignvecError(f"the first {_HOPELESS} all failed: {error}") from None
+                    if outcome.failed == _FAILURES_TO_STOP and not outcome.written:
+                        raise AlignvecError(
+                            f"the first {_FAILURES_TO_STOP} all failed: {error}"
+                        ) from None
                 asked.remove(key)
                 read, written = read - task.prompt_tokens, written - task.max_tokens
             bar.update()
