@@ -131,9 +131,9 @@ def test_every_loss_we_name_is_one_of_trl(tiny, pairs, tmp_path):
 
 def test_same_seed_same_weights(tiny, pairs, tmp_path):
     tensors = []
-    for run, seed in (("one", 3), ("two", 3), ("three", 4)):
-        align(str(tiny()), pairs, tmp_path / run, AlignSettings(seed=seed))
-        tensors.append(load_file(tmp_path / run / "adapter_model.safetensors"))
+    for name, seed in (("one", 3), ("two", 3), ("three", 4)):
+        align(str(tiny()), pairs, tmp_path / name, AlignSettings(seed=seed))
+        tensors.append(load_file(tmp_path / name / "adapter_model.safetensors"))
     assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
     assert not all(torch.equal(tensors[0][name], tensors[2][name]) for name in tensors[0])
 
