@@ -26,6 +26,7 @@ from alignvec.data import LEVELS, Record, preference_pairs, read_records
 from alignvec.evaluate import preference_rates, response_rows
 from alignvec.knobs.model import KnobModel
 from alignvec.vector import AlignmentVector
+from provenance import made
 
 ORDER = ["expert", "generic", "avoidance"]
 STRENGTHS = (-2.0, 1.0, 2.0, 3.0)
@@ -57,7 +58,7 @@ def main() -> None:
         "trl_over_alignvec": round(peer["seconds_for_26_steps"] / ours["seconds"], 2),
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
+    options.out.write_text(json.dumps({**result, "made": made()}, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 
 

@@ -20,6 +20,7 @@ from alignvec.data import LEVELS, read_records
 from alignvec.knobs.model import KnobModel
 from alignvec.search import Scorer
 from alignvec.search.calibrate import fit_calibration
+from provenance import made
 
 SHARES = (20, 50, 80)
 FOLDS = 3
@@ -43,7 +44,9 @@ def main() -> None:
         "largest_error": {share: max(found) for share, found in errors.items()},
         "mean_error": {share: float(np.mean(found)) for share, found in errors.items()},
     }
-    options.out.write_text(json.dumps({**summary, "domains": results}, indent=1) + "\n")
+    options.out.write_text(
+        json.dumps({**summary, "domains": results, "made": made()}, indent=1) + "\n"
+    )
     print(summary)
 
 
@@ -57,7 +60,9 @@ def asked(domain: str, vector: Path) -> dict[str, Any]:
     scorer = Scorer(model, records, LEVELS)
     scores = np.array([scorer(np.array([strength])) for strength in STRENGTHS])
     fold = np.arange(len(records)) % FOLDS
-    units = [fit_calibration(STRENGTHS, scores[:, fold != f], (-3, 3), LEVELS) for f in range(FOLDS)]
+    units = [
+        fit_calibration(STRENGTHS, scores[:, fold != f], (-3, 3), LEVELS) for f in range(FOLDS)
+    ]
     got = {}
     for share in SHARES:
         turned = [found.strength(domain, f"{share}%") for found in units]

@@ -3,8 +3,8 @@
     python benchmarks/clean_builtin.py -o benchmarks/results/clean.json
 
 The built-in set is cleaned as it is: whatever is rejected is a false alarm. Then faults of every
-rule are planted in it (`tests/dirty.py`, a seed a run) and it is cleaned again: a fault counts as
-found under its rule, or under another that says as much (swapped levels may read as a refusal).
+rule are planted in it (`tests/data/dirty.py`, a seed a run) and it is cleaned again: a fault counts
+as found under its rule, or under another that says as much (swapped levels may read as a refusal).
 
 The thresholds were chosen on the built-in set with faults of other seeds; rules and faults have the
 same author, so that faults of other wordings may be found less often.
@@ -21,9 +21,10 @@ from typing import Any
 
 from alignvec.data.quality.clean import clean
 from alignvec.files import write_json
+from provenance import made
 
 FIRST_SEED = 100  # the thresholds were chosen with those up to 33
-DIRTY = runpy.run_path(str(Path(__file__).parents[1] / "tests" / "dirty.py"))
+DIRTY = runpy.run_path(str(Path(__file__).parents[1] / "tests" / "data" / "dirty.py"))
 
 
 def main() -> None:
@@ -60,7 +61,7 @@ def main() -> None:
             "false_rejection_rate": good["rejected"] / good["records"],
         },
     }
-    write_json(options.out, result)
+    write_json(options.out, {**result, "made": made()})
     print(result)
 
 

@@ -25,6 +25,7 @@ from alignvec.report.figure import figure
 from alignvec.vector.alignment_vector import AlignmentVector
 from alignvec.vector.compress import compress
 from alignvec.vector.delta import Dense, LowRank
+from provenance import made
 
 STRENGTHS = (-2.0, 1.0, 2.0)
 
@@ -63,7 +64,7 @@ def main() -> None:
             },
         }
         print(name, results[name], flush=True)
-        write_json(options.out.with_suffix(".json"), results)
+        write_json(options.out.with_suffix(".json"), {**results, "made": made()})
     draw(results, options.out, options.domain)
 
 

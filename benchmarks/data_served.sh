@@ -8,7 +8,7 @@
 set -euo pipefail
 out=$1 personas=${2:-8}
 mkdir -p "$out"
-model=$(python -c 'from alignvec.models import find_base; print(find_base("embedded"))')
+model=$(python -c 'from alignvec.base.source import find_base; print(find_base("embedded"))')
 transformers serve "$model" --port 8765 > "$out/server.log" 2>&1 &
 trap 'kill %1' EXIT
 until curl -s -o /dev/null http://127.0.0.1:8765/health; do sleep 1; done

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from merge_speed import apart, timed
+from provenance import made
 
 SHAPES = {  # hidden size, intermediate size, layers, key/value size, vocabulary
     "0.1B": (768, 2048, 12, 768, 32000),
@@ -54,7 +55,7 @@ def main() -> None:
         print(size, json.dumps(results[size]), flush=True)
         shutil.rmtree(options.scratch)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(results, indent=2) + "\n")
+    options.out.write_text(json.dumps({**results, "made": made()}, indent=2) + "\n")
 
 
 def write_checkpoint(folder: Path, shape: tuple[int, ...], seed: int) -> None:

@@ -31,6 +31,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from provenance import made
+
 KNOBS = ("one", "two", "three")
 Generate = Callable[..., Any]
 
@@ -66,7 +68,7 @@ def main() -> None:
     if options.shape == "embedded":
         result["turning"] = turning(model, tokenizer, vectors)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
+    options.out.write_text(json.dumps({**result, "made": made()}, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 
 

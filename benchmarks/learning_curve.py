@@ -22,6 +22,7 @@ from alignvec.files import write_json
 from alignvec.knobs.model import KnobModel
 from alignvec.report.figure import figure
 from alignvec.vector import AlignmentVector
+from provenance import made
 
 STRENGTHS = (-2.0, 1.0, 2.0)
 
@@ -34,12 +35,13 @@ def main() -> None:
     options = parser.parse_args()
     file = options.out.with_suffix(".json")
     done: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    done.pop("made", None)
     train = list(read_records("builtin", domain=options.domain, split="train"))
     test = list(read_records("builtin", domain=options.domain, split="test"))
     for count in options.queries:
         if str(count) not in done:
             done[str(count)] = measure(train[:count], test)
-            write_json(file, done)
+            write_json(file, {**done, "made": made()})
     draw(done, options.out, options.domain)
 
 

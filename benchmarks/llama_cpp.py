@@ -38,6 +38,7 @@ from alignvec.vector.alignment_vector import AlignmentVector
 from alignvec.vector.compress import can_factor
 from alignvec.vector.delta import Delta, Dense, LowRank
 from alignvec.vector.export import export
+from provenance import made
 
 STRENGTHS = (-1.0, 0.0, 0.5, 1.0, 2.0)
 PROMPTS = (
@@ -88,7 +89,7 @@ def main() -> None:
             theirs = torch.from_numpy(np.load(out))
             result[name] = list(compare(model, prompts, theirs))
             print(name, *result[name], sep="\n", flush=True)
-    write_json(options.out, result)
+    write_json(options.out, {**result, "made": made()})
 
 
 def random_vector(base: str) -> AlignmentVector:

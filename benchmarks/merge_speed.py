@@ -26,6 +26,8 @@ from multiprocessing import Process
 from pathlib import Path
 from typing import Any
 
+from provenance import made
+
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 2048,
     "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32,
@@ -88,7 +90,7 @@ def main() -> None:
         "largest_difference": difference(scratch),
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
+    options.out.write_text(json.dumps({**result, "made": made()}, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 
 

@@ -29,6 +29,7 @@ from alignvec.route import Router
 from alignvec.search import Solution, Target, behaviours, search
 from alignvec.search.search import split_for_search
 from alignvec.vector.alignment_vector import AlignmentVector
+from provenance import made
 
 DOMAINS = ("financial", "legal", "medical")
 RETRAINED: list[Target] = [
@@ -52,7 +53,7 @@ def main() -> None:
             start = time.perf_counter()
             found = measure()
             results[name] = {"seconds": round(time.perf_counter() - start, 1), **found}
-            options.out.write_text(json.dumps(results, indent=1) + "\n")
+            options.out.write_text(json.dumps({**results, "made": made()}, indent=1) + "\n")
             print(name, results[name]["seconds"], "s", flush=True)
 
     options.work.mkdir(parents=True, exist_ok=True)
@@ -78,7 +79,7 @@ def main() -> None:
         "all_retrainings_seconds": round(retraining, 1),
         "times_faster": round(retraining / with_vectors, 2),
     }
-    options.out.write_text(json.dumps(results, indent=1) + "\n")
+    options.out.write_text(json.dumps({**results, "made": made()}, indent=1) + "\n")
     print(results["summary"])
 
 

@@ -43,6 +43,7 @@ from alignvec.route import Router
 from alignvec.search import Scorer, behaviours, search
 from alignvec.search.search import split_for_search
 from alignvec.vector.alignment_vector import AlignmentVector
+from provenance import made
 
 DOMAINS = ("financial", "legal", "medical")
 
@@ -75,7 +76,7 @@ def main() -> None:
                               router if way.startswith("routed") else None, figure)  # fmt: skip
             results[name] = result
             options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps(results, indent=1) + "\n")
+            options.out.write_text(json.dumps({**results, "made": made()}, indent=1) + "\n")
             print(name, {key: result[key] for key in ("reached", "firmly", "passes", "seconds")})
 
 

@@ -2,9 +2,9 @@
 
     python benchmarks/synthesis_faults.py -o benchmarks/results/synthesis_faults.json
 
-`alignvec data responses` runs against `tests/fault_server.py` on the same machine: 10% rate limits,
-5% server errors, and hangs, dropped connections, bodies that are cut, malformed, empty or in
-another encoding. First it is killed (-9) `--kills` times at random moments, then it runs to its
+`alignvec data responses` runs against `tests/data/fault_server.py` on the same machine: 10% rate
+limits, 5% server errors, and hangs, dropped connections, bodies that are cut, malformed, empty or
+in another encoding. First it is killed (-9) `--kills` times at random moments, then it runs to its
 end. Counted are records, texts that the server delivered whole, and those delivered twice (which
 somebody would have paid for). A second run without faults and kills gives the throughput.
 """
@@ -25,7 +25,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-SERVER = Path(__file__).parents[1] / "tests" / "fault_server.py"
+from provenance import made
+
+SERVER = Path(__file__).parents[1] / "tests" / "data" / "fault_server.py"
 FAULTS = ("429=.1", "500=.05", "hang=.002", "truncated=.02", "malformed=.02", "empty=.02",
           "latin1=.02", "closed=.02")  # fmt: skip
 LEVELS = 3
@@ -45,7 +47,7 @@ def main() -> None:
         "with faults and kills": measured(options, FAULTS, options.kills),
         "without": measured(options, (), 0),
     }
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    options.out.write_text(json.dumps({**result, "made": made()}, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
 

@@ -1,0 +1,425 @@
+"""The tables of docs/benchmarks.md, and the numbers of README and tutorials, from results/.
+
+    make numbers    (cog; a test checks that the pages are what the files say)
+
+Every number that is printed there comes through here out of a file that says which command made it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+LEVELS = ("avoidance", "generic", "expert")
+DOMAINS = ("medical", "financial", "legal")
+
+
+def result(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+    return content
+
+
+def source(*names: str) -> str:
+    """Where numbers come from: the file, the command, the machine, the date."""
+    lines = []
+    for name in names:
+        made = result(name)["made"]
+        lines.append(f"`results/{name}.json`: `{made['command']}`; {made['on']}; {made['date']}.")
+    return "\n\n".join(f"*{line}*" for line in lines)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def share(value: float, digits: int = 2) -> str:
+    """.39, 1.00, -.38."""
+    text = f"{value + 0.0:.{digits}f}"
+    return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
+
+
+def rates(point: dict[str, Any], levels: Sequence[str] = LEVELS) -> str:
+    return " ".join(share(point["rate"][level]) for level in levels)
+
+
+def sweeps() -> str:
+    """The rates of avoidance, generic and expert along each domain's knob."""
+    found = {domain: result(f"{domain}-sweep") for domain in DOMAINS}
+    queries = {domain: one["points"][0]["queries"] for domain, one in found.items()}
+    points = {
+        domain: {point["strength"]: point for point in one["points"]}
+        for domain, one in found.items()
+    }
+    rows = [
+        [
+            f"{strength:g}" if strength else "0 (base)",
+            *(rates(points[d][strength]) for d in DOMAINS),
+        ]
+        for strength in (-3.0, -1.8, -0.6, 0.0, 0.6, 1.2, 1.8, 3.0)
+    ]
+    best = [one["best"]["generic"] for one in found.values()]
+    rows.append(
+        ["highest rate of generic", *(f"{share(b['rate'])} (at {b['strength']:g})" for b in best)]
+    )
+    rows.append(
+        [
+            "rank correlation of lambda and the expert rate",
+            *(share(one["spearman"]["expert"], 3) for one in found.values()),
+        ]
+    )
+    return table(["lambda", *(f"{d} ({queries[d]} queries)" for d in DOMAINS)], rows)
+
+
+def narrow() -> str:
+    found = result("medical-narrow-sweep")
+    strengths = [point["strength"] for point in found["points"]]
+    best = found["best"]["generic"]
+    return (
+        f"Over the {len(strengths)} points from {strengths[0]:g} to {strengths[-1]:g} the rank "
+        f"correlation in medicine is {share(found['spearman']['expert'], 3)}, and generic is found "
+        f"at {share(best['rate'])} (at {best['strength']:g})."
+    )
+
+
+def learning_curve() -> str:
+    found = result("learning_curve")
+    rows = [
+        [queries, str(one["pairs"]), share(one["points"]["-2.0"]["rate"]["avoidance"]),
+         *(share(one["points"][at]["rate"]["expert"]) for at in ("1.0", "2.0"))]
+        for queries, one in found.items() if queries != "made"
+    ]  # fmt: skip
+    return table(["queries", "pairs", "avoidance at -2", "expert at 1", "expert at 2"], rows)
+
+
+def align_speed() -> str:
+    found = result("align_speed")
+    ours, trl = found["alignvec"], found["trl"]
+
+    def row(name: str, seconds: float, steps: int, one: dict[str, Any]) -> list[str]:
+        expert = [share(one[at]["expert"]) for at in ("1.0", "2.0", "3.0")]
+        return [name, f"{seconds:.0f}", str(steps), share(one["-2.0"]["avoidance"]), *expert]
+
+    header = [
+        "",
+        "seconds",
+        "steps",
+        "avoidance at -2",
+        "expert at 1",
+        "expert at 2",
+        "expert at 3",
+    ]
+    return table(
+        header,
+        [
+            row("alignvec", ours["seconds"], ours["steps"], ours["rates"]),
+            row("TRL's defaults", trl["seconds_for_26_steps"], trl["steps_run"], trl["rates"]),
+        ],
+    ) + (
+        f"\n\nTRL takes {found['trl_over_alignvec']:.1f} times as long ({found['pairs']} pairs of "
+        f"{found['queries']} queries, rates on {found['held_out']} others)."
+    )
+
+
+def extract_scale() -> str:
+    rows = [
+        [shape, f"{one['gb_each']:.1f}", f"{one['seconds']:.0f}", f"{one['peak_gb']:.2f}"]
+        for shape, one in result("extract_scale").items()
+        if shape != "made"
+    ]
+    return table(["shape", "GB each", "seconds", "peak GB"], rows)
+
+
+def merge_speed() -> str:
+    found = result("merge_speed")
+    names = {
+        "mergekit": "mergekit, task_arithmetic",
+        "alignvec full": "`alignvec fold`, full vectors",
+        "alignvec rank 16": "`alignvec fold`, vectors of rank 16",
+        "read inputs": "reading all inputs",
+        "copy output": "`cp` of the output",
+    }
+    rows = [
+        [text, f"{found['seconds'][name]:.1f}",
+         f"{found['peak_gb'][name]:.2f}" if "put" not in name else ""]
+        for name, text in names.items()
+    ]  # fmt: skip
+    difference = found["largest_difference"]
+    return table(["", "seconds", "peak GB"], rows) + (
+        f"\n\nmergekit takes {found['mergekit_over_alignvec_seconds']:.1f} times as long; fold "
+        f"needs {found['alignvec_over_mergekit_memory']:.1%} of its memory and takes "
+        f"{found['alignvec_over_read_and_copy']:.1f} times a plain read plus `cp`. The results "
+        f"differ by {share(difference['mean_last_places'])} units of bfloat16's last place on "
+        f"average, at most by {difference['last_places']:.0f} (near zero): mergekit adds in "
+        "bfloat16, alignvec in float32."
+    )
+
+
+def compress() -> str:
+    found = result("compress")
+    names = {
+        "whole": "whole", "bfloat16": "16-bit factors", "int8": "dense deltas in int8",
+        "rank 8": "rank 8", "rank 4": "rank 4", "rank 2": "rank 2", "rank 1": "rank 1",
+    }  # fmt: skip
+    rows = [
+        [text, share(one["energy"]), share(one["kl"], 3), share(one["rates"]["1.0"]["expert"]),
+         share(one["rates"]["2.0"]["expert"]), share(one["rates"]["-2.0"]["avoidance"])]
+        for name, text in names.items() for one in [found[name]]
+    ]  # fmt: skip
+    header = ["", "energy kept", "KL, nats", "expert at 1", "expert at 2", "avoidance at -2"]
+    return table(header, rows)
+
+
+def llama_cpp() -> str:
+    found = result("llama_cpp")
+    rows = [
+        [f"{a['lambda']:g}", f"{a['effect_kl']:.2f}", f"{a['difference_kl']:.0e}",
+         f"{a['difference_max_logit']:.0e}", f"{b['difference_kl']:.3f}"]
+        for a, b in zip(found["float32"], found["as stored"], strict=True)
+    ]  # fmt: skip
+    header = [
+        "lambda", "KL of the vector's effect, nats", "float32 base: KL to alignvec",
+        "largest logit difference", "Q4_1 base: KL to alignvec",
+    ]  # fmt: skip
+    return table(header, rows)
+
+
+def llama_cpp_tiny() -> str:
+    worst = {
+        name: max(one["difference_max_logit"] for one in found["float32"])
+        for name, found in result("llama_cpp-tiny").items()
+        if name != "made"
+    }
+    return table(
+        ["architecture", "largest logit difference"],
+        [[name, f"{value:.0e}"] for name, value in worst.items()],
+    )
+
+
+GATE = {
+    "base": "base",
+    "folded": "folded, one setting for all",
+    "gated 1": "**gated, one vector**",
+    "gated 3": "**gated, three vectors**",
+    "peft mixed": "PEFT, an adapter a setting, mixed batch",
+    "peft switching": "PEFT, switching adapters, one by one",
+    "merged models": "a merged model a setting, one by one",
+    "dera": "two models with blended logits (DeRa; one vector only)",
+    "base compiled": "base, compiled",
+    "gated 3 compiled": "**gated, three vectors, compiled**",
+}
+
+
+def gate(name: str, what: str = "tokens_per_second") -> str:
+    """Tokens a second by batch size, or of the base's."""
+    batches = result(name)["batches"]
+    largest = batches[list(batches)[-1]]
+    rows = []
+    for key, text in GATE.items():
+        if key in largest:
+            values = [one[key]["tokens_per_second"] for one in batches.values()]
+            rows.append(
+                [text, *(f"{v:.3g}" for v in values)]
+                + [share(one[key]["of_base"]) for one in batches.values()]
+            )
+    header = ["", *(f"batch {size}" for size in batches), *(f"of base at {b}" for b in batches)]
+    return table(header, rows)
+
+
+def gate_against_peers() -> str:
+    at_32 = result("gate_speed")["batches"]["32"]
+    ours = at_32["gated 3"]["tokens_per_second"]
+    peft, dera = (at_32[peer]["tokens_per_second"] for peer in ("peft mixed", "dera"))
+    return (
+        f"At batch 32 the gate with three vectors is {ours / peft:.1f} times as fast as PEFT's "
+        f"mixed batch and {ours / dera:.1f} times as blending two models, which serves one vector "
+        "and holds the model twice."
+    )
+
+
+def turning() -> str:
+    found = result("gate_speed")["turning"]
+    rows = []
+    for name, one in found.items():
+        fold, gate, reload = (one[how] * 1e3 for how in ("fold", "gate", "save and reload"))
+        name = name.replace("1 vectors", "1 vector")
+        rows.append([name, f"{fold:.0f} ms", f"{gate:.2f} ms", f"{reload:.0f} ms"])
+    return table(["", "`set()`, fold", "`set()`, gate", "write the merged model and load it"], rows)
+
+
+SEARCHES = [
+    ("search", "plain, grid", "three vectors added, the paper's grid (9 x 9 x 9)"),
+    ("search", "plain", "three vectors added"),
+    ("search", "anchored", "... trained with the other domains held still (`--hold`)"),
+    ("search", "apart", "... less what is common to them"),
+    ("search", "two", "two vectors a domain, added"),
+    ("search_small", "two", "... with fewer passes and queries"),
+    ("search", "routed", "three vectors, routed"),
+    ("search", "routed two, optuna", "two vectors a domain, routed, Optuna"),
+    ("search", "routed two", "two vectors a domain, routed"),
+    ("search_small", "routed two", "... with fewer passes and queries"),
+]
+
+
+def searches() -> str:
+    rows = [
+        [text, f"{one['reached']} of 27", str(one["firmly"]), str(one["passes"]),
+         f"{one['queries']}, {one['held_out']}"]
+        for file, key, text in SEARCHES for one in [result(file)[key]]
+    ]  # fmt: skip
+    header = ["", "reached", "with rates of at least .6", "passes", "queries searched, verified"]
+    return table(header, rows)
+
+
+def leaks() -> str:
+    """How far one domain's knobs, from the base to its expert setting, move each mean level."""
+    ways = {
+        "plain": "added", "anchored": "held", "apart": "less the common part",
+        "two": "two, added", "routed": "routed",
+    }  # fmt: skip
+    domains = sorted(DOMAINS)
+    found = result("search")
+    rows = [
+        [text if turned == domains[0] else "", turned,
+         *(share(found[way]["leak"][turned][moved]) for moved in domains)]
+        for way, text in ways.items() for turned in domains
+    ]  # fmt: skip
+    return table(["", "turned", *domains], rows)
+
+
+def retraining() -> str:
+    found = result("retraining")
+    summary = found["summary"]
+    with_vectors = summary["vectors_seconds"] + summary["search_seconds"]
+    retrained = [one for name, one in found.items() if name.startswith("retrain ")]
+    seconds = ", ".join(f"{one['own_seconds']:.0f}" for one in retrained)
+    rows = [
+        ["six vectors, extracted and saved", f"{summary['vectors_seconds']:,.0f}"],
+        [f"router, {found['search']['passes']} passes over {found['search']['queries']} queries",
+         f"{summary['search_seconds']:,.0f}"],
+        ["**27 behaviours with vectors**", f"**{with_vectors:,.0f}**"],
+        [f"one retraining (mean of {seconds})", f"{summary['mean_retraining_seconds']:,.0f}"],
+        ["**27 retrainings**", f"**{summary['all_retrainings_seconds']:,.0f}**"],
+    ]  # fmt: skip
+    reached = sum(one["reached"] for one in retrained)
+    return table(["", "seconds"], rows) + (
+        f"\n\nThat is {summary['times_faster']:.1f} times as fast; the paper has 12. The vectors "
+        f"reach {found['search']['reached']} of the 27 behaviours on test queries; of the "
+        f"{len(retrained)} retrained models {reached} reaches its own."
+    )
+
+
+def calibration() -> str:
+    found = result("calibration")["domains"]
+    rows = [
+        [f"{asked}% expert", *(f"{found[d]['asked'][asked]['rate']:.0%}" for d in DOMAINS)]
+        for asked in ("20", "50", "80")
+    ]
+    queries = ", ".join(f"{found[d]['queries']}" for d in DOMAINS)
+    errors = [one["sampling_error"] for d in DOMAINS for one in found[d]["asked"].values()]
+    return table(["asked", *DOMAINS], rows) + (
+        f"\n\nQueries that the calibration did not see: {queries}; standard errors of "
+        f"{min(errors):.0%} to {max(errors):.0%}."
+    )
+
+
+def front() -> str:
+    rows = [
+        [f"{one['setting']['medical']:.2f}", share(one["rates"]["medical"]["rate"]["expert"]),
+         share(one["retained"]["kl"], 3), f"x {one['retained']['perplexity']:.2f}"]
+        for one in sorted(result("front")["front"], key=lambda one: one["retained"]["kl"])
+    ]  # fmt: skip
+    return table(["strength", "expert rate", "KL from the base, nats a token", "perplexity"], rows)
+
+
+def synthesis_faults() -> str:
+    found = result("synthesis_faults")
+    pair = [found["with faults and kills"], found["without"]]
+    rows = [
+        ["texts, all there and in order", *(f"{one['texts']:,}" for one in pair)],
+        ["killed (-9)", *(str(one["kills"]) for one in pair)],
+        ["texts a second, start and kills included",
+         *(f"{one['texts_per_second']:.0f}" for one in pair)],
+        ["texts delivered twice", *(str(one["delivered_twice"]) for one in pair)],
+        ["in flight at the kills, at most",
+         *(str(one["in_flight_at_the_kills_at_most"]) for one in pair)],
+        ["peak memory of the client, MB", *(str(one["peak_mb"]) for one in pair)],
+    ]  # fmt: skip
+    return table(["", "with faults and kills", "without"], rows)
+
+
+def data_served() -> str:
+    found = result("data_served")
+    broken = ", ".join(f"{rule} {count}" for rule, count in found["rejected"].items() if count)
+    return (
+        f"Of {found['read']} records that the embedded model wrote over `transformers serve`, "
+        f"`clean` keeps {found['kept']}; rejected: {broken}."
+    )
+
+
+def clean() -> str:
+    found = result("clean")
+    untouched, dirtied = found["untouched"], found["dirtied"]
+    good = dirtied["good_records"]
+    false = round(dirtied["false_rejection_rate"] * good)
+    return (
+        f"Of {untouched['records']} untouched records "
+        f"{untouched['false_rejection_rate'] * untouched['records']:.0f} are rejected, of {good:,} "
+        f"good records in {dirtied['seeds']} dirtied copies {false}; {dirtied['found']:,} of "
+        f"{dirtied['planted']:,} planted faults are found."
+    )
+
+
+def tone() -> str:
+    found = result("tone-test-sweep"), result("tone-validation-sweep")
+    levels = found[0]["levels"]
+    queries = [one["points"][0]["queries"] for one in found]
+    rows = []
+    for strength in (-2.0, 0.0, 2.0):
+        points = [p for one in found for p in one["points"] if p["strength"] == strength]
+        mean = [
+            sum(p["rate"][level] * p["queries"] for p in points) / sum(queries) for level in levels
+        ]
+        rows.append([f"{strength:g}", *map(share, mean)])
+    return table(["strength", *levels], rows)
+
+
+def tone_said() -> str:
+    found = [result(f"tone-{part}-sweep") for part in ("test", "validation")]
+    queries = sum(one["points"][0]["queries"] for one in found)
+    spearman = " and ".join(share(one["spearman"]["formal"]) for one in found)
+    return (
+        f"Those are {queries} queries; rank correlations of strength and formal rate: {spearman}."
+    )
+
+
+def readme_caption() -> str:
+    sweep = result("medical-sweep")
+    trained = result("data_stats")["domains"]["medical"]["splits"]["train"]
+    return (
+        f"*SmolLM2-135M-Instruct, one vector trained on {trained} medical questions, rates on "
+        f"{sweep['points'][0]['queries']} others.\nAt 0 the model is the base bit for bit, at 1 it "
+        "is the aligned one.*"
+    )
+
+
+def data_stats() -> str:
+    found = result("data_stats")
+    rows = [
+        [name, str(one["records"]), *map(str, one["splits"].values())]
+        for name, one in found["domains"].items()
+    ]
+    rows.append(["all", str(found["records"]), *map(str, found["splits"].values())])
+    return table(["domain", "records", *found["splits"]], rows)
+
+
+def length_check() -> str:
+    """How far the number of words gives a level away, in the built-in set."""
+    (check,) = result("data_stats")["length_check"]
+    return (
+        f"From the number of words alone a level is guessed right in {check['accuracy']:.0%}, by "
+        f"chance in {check['chance']:.0%}."
+    )
