@@ -29,9 +29,7 @@ NEEDS = {
 
 
 def requirements(extra: str) -> dict[str, Requirement]:
-    lines = (
-        PROJECT["dependencies"] if extra == CORE else PROJECT["optional-dependencies"][extra]
-    )
+    lines = PROJECT["dependencies"] if extra == CORE else PROJECT["optional-dependencies"][extra]
     parsed = map(Requirement, lines)
     return {canonicalize_name(r.name): r for r in parsed if r.name != PROJECT["name"]}
 
