@@ -6,6 +6,7 @@ repo=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export HF_HUB_OFFLINE=1 ALIGNVEC_CACHE="$work/cache"
+export OMP_NUM_THREADS=1 # for a model this small threads only wait for each other
 
 "${PYTHON:-python3}" -m venv "$work/venv"
 PATH="$work/venv/bin:$PATH"
