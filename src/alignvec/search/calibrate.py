@@ -75,7 +75,8 @@ def fit_calibration(
         safe: the range in which levels are looked for.
         levels: L names, from low to high.
     """
-    fine = np.arange(strengths[0], strengths[-1] + _STEP / 2, _STEP)
+    # Rounded, or 0 is not in it: a safe range may be no more than that.
+    fine = np.arange(strengths[0], strengths[-1] + _STEP / 2, _STEP).round(10)
     wins = PchipInterpolator(strengths, scores)(fine).argmax(-1)  # [N, Q]
     rates = (wins[..., None] == np.arange(len(levels))).mean(1)  # [N, L]
 

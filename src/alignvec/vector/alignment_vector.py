@@ -27,7 +27,7 @@ class AlignmentVector(ModelDelta):
     stays there until it is used, sums and multiples too, so a vector may be larger than memory:
     `save_pretrained` streams it through. `in_memory` cuts the tie to the folder.
 
-    Attributes: see `ModelDelta`.
+    It has the attributes of a `ModelDelta`.
     """
 
     @classmethod

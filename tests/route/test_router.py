@@ -1,0 +1,67 @@
+"""Routing: hidden states and probabilities by hand."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from alignvec.base.load import load_base
+from alignvec.base.prompts import prompt_tokens
+from alignvec.route import Router
+from alignvec.route.hidden import hidden_means
+
+QUERIES = [
+    f"{start} {'leaf ' * (i % 5)}{i}?"
+    for i in range(12)
+    for start in ("how long to steep tea", "WHICH BARREL OF ALE", "is oil 5w30 or 0w20")
+]
+DOMAINS = ["tea", "ale", "oil"] * 12
+
+
+@pytest.fixture(scope="module")
+def base(tiny):
+    return load_base(str(tiny()), "float32", "cpu")
+
+
+def by_hand(base, query):
+    """One query alone: no batch, no padding."""
+    ids = torch.tensor([prompt_tokens(base.tokenizer, query)])
+    with torch.no_grad():
+        states = base.model(ids, output_hidden_states=True).hidden_states
+    assert len(states) == 3  # two blocks and the embeddings
+    return states[1][0].mean(0).numpy()
+
+
+def test_hidden_means_are_those_of_each_query_alone(base):
+    found = hidden_means(base.model, base.tokenizer, QUERIES)
+    assert found.shape == (36, 32)
+    for index in (0, 1, 17, 35):
+        np.testing.assert_allclose(found[index], by_hand(base, QUERIES[index]), atol=2e-5)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_probabilities_are_those_of_a_logistic_regression(base, count):
+    """On standardised hidden states, with two domains and with more."""
+    some = [i for i, domain in enumerate(DOMAINS) if domain in ("ale", "oil", "tea")[:count]]
+    queries, domains = [QUERIES[i] for i in some], [DOMAINS[i] for i in some]
+    domains[0] = next(d for d in domains if d != domains[0])  # one that it cannot learn
+    router = Router.fit(base.model, base.tokenizer, queries, domains)
+    hidden = hidden_means(base.model, base.tokenizer, queries)
+    scaled = (hidden - hidden.mean(0)) / (hidden.std(0) + 1e-6)
+    expected = LogisticRegression(C=0.1, max_iter=1000).fit(scaled, domains).predict_proba(scaled)
+    assert router.domains == sorted(set(domains))
+    found = router.probabilities(base.model, base.tokenizer, queries)
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+    np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
+
+
+def test_below_the_threshold_a_query_has_no_domain(base):
+    router = Router.fit(base.model, base.tokenizer, QUERIES, DOMAINS)
+    found = router.probabilities(base.model, base.tokenizer, QUERIES)
+    limit = float(np.median(found.max(1)))
+    strict = Router(router.domains, router.weight, router.bias, limit)
+    told = strict.domain(base.model, base.tokenizer, QUERIES)
+    for row, domain in zip(found, told, strict=True):
+        assert domain == (router.domains[row.argmax()] if row.max() >= limit else None)
+    assert None in told
+    assert set(told) - {None}
