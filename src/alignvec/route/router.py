@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 from safetensors.torch import save_file
-from sklearn.linear_model import LogisticRegression
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignvec.base.checkpoint import CheckpointWeights
@@ -58,6 +57,9 @@ class Router:
         Raises:
             AlignvecError: there are not at least two domains.
         """
+        # An extra; a router that is there works without it.
+        from sklearn.linear_model import LogisticRegression
+
         names = sorted(set(domains))
         if len(names) < 2:
             raise AlignvecError("a router tells domains apart: it needs queries of at least two")
