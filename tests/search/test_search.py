@@ -224,6 +224,29 @@ def test_routed_domains_are_sought_one_by_one(model, records):
         Router.fit(model.model, model.tokenizer, ["a", "b"], ["tea", "tea"])
 
 
+def test_a_routed_solution_retains_what_its_worst_domain_does(model, records):
+    """Each query meets the knobs of its own domain alone, so neutral prose meets either."""
+    router = fit(model, records)
+    target = {"tea": "expert", "ale": "avoidance"}
+    result = search(model, [target], records, records, LEVELS, passes=8, router=router)
+    (solution,) = result.solutions
+    probe = RetentionProbe(model)
+    alone = [
+        probe(
+            {
+                knob: strength if knob == turned else 0.0
+                for knob, strength in solution.setting.items()
+            }
+        )
+        for turned in solution.setting
+    ]
+    assert solution.retention.kl == pytest.approx(max(one.kl for one in alone), rel=1e-3)
+    assert result.routed
+    assert set(result.seconds) == {"search", "verification"}
+    assert all(0 < seconds < 600 for seconds in result.seconds.values())
+    assert "passes over 40 queries" in result.summary
+
+
 def test_a_vector_says_its_domain(vectors):
     vector = AlignmentVector.from_pretrained(vectors["tea"])
     assert domain_of("knob", vector) == "knob"
