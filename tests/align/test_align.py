@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from alignvec.align import LOSSES, AlignSettings, align
+from alignvec.align.curriculum import pairs_along
 from alignvec.align.pairs import pairs_dataset
 from alignvec.align.trainer import SharedPromptTrainer
-from alignvec.base.prompts import prompt_tokens
-from alignvec.data import preference_pairs, read_records
+from alignvec.data import LEVELS, preference_pairs, read_records
+from alignvec.data.line import spaced
 from alignvec.errors import AlignvecError
-from alignvec.knobs.model import KnobModel
 from alignvec.vector.alignment_vector import AlignmentVector
 from conftest import run, write_records
 
@@ -91,42 +91,16 @@ def test_aligned_model_prefers_what_it_was_taught(method, tiny, pairs, tmp_path)
         align(str(tiny()), pairs, out, settings)
 
 
-def test_two_sided_training_moves_the_other_end_further(tiny, pairs, tmp_path):
-    """The margin of chosen over rejected responses at both ends of the knob."""
-    from alignvec.base.logprobs import Row
-    from alignvec.evaluate.likelihood import response_scores
-
-    margin = {}
-    for two_sided in (False, True):
-        out = tmp_path / str(two_sided)
-        settings = AlignSettings(learning_rate=2e-2, epochs=8, two_sided=two_sided)
-        align(str(tiny()), pairs, out, settings)
-        model = KnobModel.from_pretrained(
-            tiny(), {"k": AlignmentVector.extract(tiny(), out)}, dtype="float32"
-        )
-        tokens = model.tokenizer
-        rows = [
-            Row(
-                prompt_tokens(tokens, pair.prompt),
-                [
-                    tokens(text, add_special_tokens=False)["input_ids"]
-                    for text in (pair.chosen, pair.rejected)
-                ],
-            )
-            for pair in pairs
-        ]
-        for strength in (-1, 0, 1):
-            scores = torch.tensor(response_scores(model.set(k=strength).model, rows))
-            margin[two_sided, strength] = float((scores[:, 0] - scores[:, 1]).mean())
-    assert margin[True, 1] > margin[True, 0] > margin[True, -1]
-    assert margin[True, -1] < margin[False, -1]
-
-
-def test_every_loss_we_name_is_one_of_trl(tiny, pairs, tmp_path):
+def test_every_loss_we_name_trains_along_the_knob_and_at_one_end(tiny, records, pairs, tmp_path):
+    some = list(read_records(records))[:4]
+    along = pairs_along({"tea": some}, spaced(LEVELS), passes=1)
+    assert len(along) == len(pairs[:8])
     for name in LOSSES:
-        smoothing = AlignSettings(loss=name, learning_rate=1e-3)
-        align(str(tiny()), pairs[:8], tmp_path / name, smoothing)
-        assert len(json.loads((tmp_path / name / "training.json").read_text())["curve"]) == 1
+        for way, given in (("along", along), ("one", pairs[:8])):
+            out = tmp_path / name / way
+            knobs = ["tea"] if way == "along" else []
+            align(str(tiny()), given, out, AlignSettings(loss=name), knobs=knobs)
+            assert len(json.loads((out / "training.json").read_text())["curve"]) == 1
 
 
 def test_same_seed_same_weights(tiny, pairs, tmp_path):
@@ -163,7 +137,19 @@ def test_a_loss_that_is_no_number_leaves_no_result(tiny, pairs, tmp_path):
 def test_killed_training_leaves_nothing_broken_and_goes_on(tiny, tmp_path):
     data = write_records(tmp_path / "many.jsonl", 24)
     out = tmp_path / "aligned"
-    command = ("align", tiny(), "--data", data, "--seed", "1", "--epochs", "6", "-o")
+    command = (
+        "align",
+        tiny(),
+        "--data",
+        data,
+        "--seed",
+        "1",
+        "--epochs",
+        "6",
+        "--answers",
+        "0",
+        "-o",
+    )
     process = subprocess.Popen(
         [sys.executable, "-m", "alignvec", *map(str, command), str(out)], stderr=subprocess.DEVNULL
     )

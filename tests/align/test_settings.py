@@ -1,6 +1,8 @@
 """How far the weights travel, and what a run says of itself."""
 
 import json
+import math
+import statistics
 
 import pytest
 import torch
@@ -20,15 +22,31 @@ def pairs(records):
     return list(preference_pairs(read_records(records), ORDER))
 
 
-def test_the_rate_times_the_steps_is_bounded():
-    assert AlignSettings().peak_learning_rate(304) == pytest.approx(0.016 / 38)
-    assert AlignSettings().peak_learning_rate(301) == pytest.approx(0.016 / 38)  # 37.6 steps
-    assert AlignSettings(epochs=2).peak_learning_rate(304) == pytest.approx(0.016 / 76)
-    assert AlignSettings(batch_size=4).peak_learning_rate(304) == pytest.approx(0.016 / 76)
-    assert AlignSettings().peak_learning_rate(128) == 1e-3  # 16 steps: the cap
-    assert AlignSettings().peak_learning_rate(8) == 1e-3
-    assert AlignSettings(method="full").peak_learning_rate(8) == 5e-6
-    assert AlignSettings(method="full", learning_rate=0.1).peak_learning_rate(8) == 0.1
+def test_the_rate_times_the_steps_is_bounded_at_one_end():
+    def rate(pairs, along=False, **changes):
+        return AlignSettings(**changes).resolved(along, pairs).learning_rate
+
+    assert rate(304) == pytest.approx(0.016 / 38)
+    assert rate(301) == pytest.approx(0.016 / 38)  # 37.6 steps
+    assert rate(304, epochs=2) == pytest.approx(0.016 / 76)
+    assert rate(304, batch_size=4) == pytest.approx(0.016 / 76)
+    assert rate(128) == 1e-3  # 16 steps: the cap
+    assert rate(8) == 1e-3
+    assert rate(304, along=True) == 1e-3  # its objective saturates by itself
+    assert rate(8, method="full") == 5e-6
+    assert rate(8, method="full", learning_rate=0.1) == 0.1
+
+
+def test_what_is_left_open_suits_the_loss():
+    def told(along, **changes):
+        settings = AlignSettings(**changes).resolved(along, 8)
+        return settings.loss, settings.beta, settings.likelihood
+
+    assert told(False) == ("dpo", 0.1, 0.0)  # as in the paper
+    assert told(True) == ("simpo", 10.0, 0.5)
+    assert told(True, loss="ipo") == ("ipo", 0.1, 0.5)
+    assert told(True, loss="dpo_norm", beta=2) == ("dpo_norm", 2, 0.5)
+    assert told(False, likelihood=0.2) == ("dpo", 0.1, 0.2)
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -37,7 +55,13 @@ def test_a_record_says_what_a_result_depends_on(method, tiny, pairs, tmp_path):
     align(str(tiny()), pairs, tmp_path / "out", settings, provenance={"domain": "tea"})
     record = json.loads((tmp_path / "out" / "training.json").read_text())
     told = record["settings"]
-    assert told["learning_rate"] == settings.peak_learning_rate(24)
+    gain = statistics.median(
+        float(weight.norm()) / math.sqrt(len(weight))
+        for name, weight in load_file(tiny() / "model.safetensors").items()
+        if "_proj" in name
+    )
+    rate = settings.resolved(False, 24, gain).learning_rate
+    assert told["learning_rate"] == pytest.approx(rate, rel=1e-4)
     assert (told["loss"], told["method"], told["epochs"], told["beta"]) == ("dpo", method, 2, 0.1)
     wanted = default_dtype("cuda" if torch.cuda.is_available() else "cpu")
     assert told["dtype"] == (str(wanted).removeprefix("torch.") if method == "lora" else "float32")

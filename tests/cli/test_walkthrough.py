@@ -24,6 +24,7 @@ def test_the_whole_way(small, tmp_path):
     assert "from -1 to 1, on 3 questions" in said
     aligned = json.loads((out / "legal-aligned" / "training.json").read_text())
     assert aligned["pairs"] == 8
+    assert aligned["rows"] == 4 * 3  # every question at every level
     assert aligned["domain"] == "legal"
     assert (out / "legal-aligned" / "training.png").exists()
     assert (
@@ -31,14 +32,15 @@ def test_the_whole_way(small, tmp_path):
     )
     sweep = json.loads((out / "legal-sweep.json").read_text())
     assert [point["strength"] for point in sweep["points"]] == [-1, 0, 1]
-    for point, line in zip(sweep["points"], ("-1.0", "+0.0", "+1.0"), strict=True):
+    for point, line in zip(sweep["points"], ("-1.00", "+0.00", "+1.00"), strict=True):
         (row,) = [one for one in said.splitlines() if one.strip().startswith(line)]
         for level, rate in point["rate"].items():
             assert f"{level} {'#' * round(10 * rate)}" in row
             assert f"{rate:.2f}" in row
+        assert ("suffers" in row) is not point["sound"]
     assert (out / "legal-sweep.png").stat().st_size > 10_000
     answers = json.loads((out / "legal-answers.json").read_text())
-    assert list(answers["answers"]) == ["-1.0", "0.0", "1.5"]
+    assert list(answers["answers"]) == ["-1.0", "0.5", "1.0"]
     assert all(answers["answers"].values())
 
     before = (out / "legal-av" / "adapter_model.safetensors").stat().st_mtime_ns

@@ -17,13 +17,12 @@ from alignvec.data.pairs import PreferencePair
 def pairs_dataset(
     pairs: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerBase, seed: int, work: Path
 ) -> datasets.Dataset:
-    """Pairs as TRL reads them, queries shuffled; on disk, so that TRL's caches survive a kill."""
-    by_prompt: dict[str, list[PreferencePair]] = {}
-    for pair in pairs:
-        by_prompt.setdefault(pair.prompt, []).append(pair)
-    prompts = list(by_prompt)
-    random.Random(seed).shuffle(prompts)
-    ordered = [pair for prompt in prompts for pair in by_prompt[prompt]]
+    """Pairs as TRL reads them; on disk, so that TRL's caches survive a kill.
+
+    The queries of plain pairs are shuffled; pairs with strengths have their order.
+    """
+    turned = any(pair.strengths for pair in pairs)
+    ordered = pairs if turned else _shuffled(pairs, seed)
 
     def said(role: str, text: str) -> Any:
         if tokenizer.chat_template is None:
@@ -35,6 +34,7 @@ def pairs_dataset(
             "prompt": said("user", pair.prompt),
             "chosen": said("assistant", pair.chosen),
             "rejected": said("assistant", pair.rejected),
+            **({"strengths": pair.strengths, "hold": pair.hold} if turned else {}),
         }
         for pair in ordered
     ]
@@ -44,3 +44,12 @@ def pairs_dataset(
     if not (folder / "state.json").exists():
         datasets.Dataset.from_list(rows).save_to_disk(folder)
     return datasets.load_from_disk(str(folder))
+
+
+def _shuffled(pairs: Sequence[PreferencePair], seed: int) -> list[PreferencePair]:
+    by_prompt: dict[str, list[PreferencePair]] = {}
+    for pair in pairs:
+        by_prompt.setdefault(pair.prompt, []).append(pair)
+    prompts = list(by_prompt)
+    random.Random(seed).shuffle(prompts)
+    return [pair for prompt in prompts for pair in by_prompt[prompt]]

@@ -7,9 +7,10 @@ import json
 import logging
 import math
 import shutil
+import statistics
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -20,15 +21,20 @@ from peft import LoraConfig
 from transformers import PreTrainedModel
 from trl import DPOConfig
 
+from alignvec.align.bank import Bank, rank_of
+from alignvec.align.objectives import OBJECTIVES
 from alignvec.align.pairs import pairs_dataset
-from alignvec.align.settings import LOSSES, AlignSettings
-from alignvec.align.trainer import ProgressOnBar, SharedPromptTrainer
+from alignvec.align.settings import GAIN, TRL_LOSSES, AlignSettings
+from alignvec.align.trainer import ProgressOnBar, SharedPromptTrainer, TurnedPairs
 from alignvec.base.dtypes import default_dtype
-from alignvec.base.load import load_base
+from alignvec.base.live import open_weights
+from alignvec.base.load import Base, load_base
 from alignvec.data.pairs import PreferencePair
 from alignvec.errors import AlignvecError, one_line
 from alignvec.files import atomic_folder, check_free, read_json, write_json
 from alignvec.progress import progress
+from alignvec.vector.adapter import write_adapter
+from alignvec.vector.alignment_vector import AlignmentVector
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +47,8 @@ def align(
     out: Path,
     settings: AlignSettings | None = None,
     *,
+    knobs: Sequence[str] = (),
+    beside: Mapping[str, AlignmentVector] | None = None,
     provenance: dict[str, Any] | None = None,
     overwrite: bool = False,
     device: str | None = None,
@@ -48,12 +56,15 @@ def align(
     """Train `base` to prefer and write the aligned model to `out`.
 
     With `lora` the result is a PEFT adapter, with `full` a whole checkpoint. Beside it lies
-    `training.json` (data hash, settings, versions, loss and margin of every step). Checkpoints go
-    to `OUT.checkpoints`; a killed run, started again with the same data and settings, goes on from
-    the last one.
+    `training.json` (data hash, settings, versions, loss and margin of every step). Several knobs
+    give an adapter each, in a folder of its name. Checkpoints go to `OUT.checkpoints`; a killed
+    run, started again with the same data and settings, goes on from the last one.
 
     Args:
-        pairs: pairs of one query next to each other, as `preference_pairs` gives them.
+        pairs: plain ones, those of one query next to each other, as `preference_pairs` gives them,
+            train at lambda = 1; those of `pairs_along` train along the knobs.
+        knobs: the names of those that are trained, in the order of the pairs' strengths.
+        beside: finished vectors, whose strengths come after those of `knobs`; they stay.
         provenance: goes into the training record as it is (levels, domain, data source).
 
     Returns:
@@ -62,9 +73,12 @@ def align(
     Raises:
         AlignvecError: no pairs, `out` is taken, the base cannot be loaded, or the loss diverged.
     """
-    settings = settings or AlignSettings()
+    settings, beside = settings or AlignSettings(), dict(beside or {})
     if not pairs:
         raise AlignvecError("no preference pairs to train on")
+    along = any(pair.strengths for pair in pairs)
+    if along and settings.method == "full":
+        raise AlignvecError("full weights are trained at one end only; --method lora for a line")
     check_free(out, overwrite)
 
     # TRL's own use of old names, and PEFT looking up a base that may be only a name here.
@@ -79,44 +93,74 @@ def align(
         else "float32"
     )
     loaded = load_base(base, dtype, device)
+    settings = settings.resolved(along, len(pairs), _gain(loaded.model))
+    for vector in beside.values():
+        vector.check_base(open_weights(loaded.folder), loaded.name)
     record = _record(loaded.name, pairs, settings, dtype) | (provenance or {})
+    record |= {"knobs": list(knobs), "beside": {k: v.fingerprint() for k, v in beside.items()}}
     work = out.with_name(f"{out.name}.checkpoints")
     resume_from = _prepare_work_folder(work, record)
+    ranks = [settings.rank] * max(1, len(knobs)) + [*map(rank_of, beside.values())]
     with progress("aligning", "step") as bar:
         trainer = SharedPromptTrainer(
+            objective=settings.loss if settings.loss in OBJECTIVES else None,
+            margin=settings.margin,
+            likelihood=settings.likelihood or 0.0,
+            hold=settings.hold,
             model=loaded.model,
-            args=_dpo_config(settings, len(pairs), work, device),
+            args=_dpo_config(settings, along, work, device),
             train_dataset=pairs_dataset(pairs, loaded.tokenizer, settings.seed, work),
+            data_collator=TurnedPairs(loaded.tokenizer.pad_token_id, settings.max_length),
             processing_class=loaded.tokenizer,
-            peft_config=_lora_config(loaded.model, settings) if settings.method == "lora" else None,
-            two_sided=settings.two_sided and settings.method == "lora",
+            peft_config=_lora_config(loaded.model, settings, sum(ranks))
+            if settings.method == "lora"
+            else None,
         )
+        if along:
+            trainer.bank = Bank(trainer.model, [*knobs, *beside], ranks)
+            for knob, vector in beside.items():
+                trainer.bank.keep(knob, vector)
         trainer.add_callback(ProgressOnBar(bar))
         _train(trainer, resume_from, work)
     curve = _curve(trainer.state.log_history)
     record |= {"seconds": round(time.time() - started, 1), "curve": curve}
     with atomic_folder(out, overwrite) as partial:
-        if settings.method == "lora":
-            trainer.model.peft_config["default"].base_model_name_or_path = loaded.name
-        trainer.model.save_pretrained(partial)
-        loaded.tokenizer.save_pretrained(partial)
-        (partial / "README.md").unlink(missing_ok=True)  # PEFT's empty model-card template
-        write_json(partial / RECORD, record)
+        _write(trainer, loaded, knobs if along and len(ranks) > 1 else (), partial, record)
     shutil.rmtree(work, ignore_errors=True)
     logger.info("aligned model in %s (%s s)", out, record["seconds"])
     return out
+
+
+def _write(
+    trainer: SharedPromptTrainer,
+    loaded: Base,
+    knobs: Sequence[str],
+    folder: Path,
+    record: dict[str, Any],
+) -> None:
+    """The aligned model, or of several `knobs` an adapter each, with the training record."""
+    for knob in knobs:
+        (folder / knob).mkdir()
+        write_adapter(folder / knob, loaded.name, trainer.bank.factors(knob), torch.float32)
+        write_json(folder / knob / RECORD, record | {"domain": knob})
+    if not knobs:
+        if record["settings"]["method"] == "lora":
+            trainer.model.peft_config["default"].base_model_name_or_path = loaded.name
+        trainer.model.save_pretrained(folder)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model-card template
+    loaded.tokenizer.save_pretrained(folder)
+    write_json(folder / RECORD, record)
 
 
 def _record(
     base: str, pairs: Sequence[PreferencePair], settings: AlignSettings, dtype: str
 ) -> dict[str, Any]:
     """What a result depends on; two runs with the same record are the same run."""
-    rate = settings.peak_learning_rate(len(pairs))
     return {
         "base": base,
         "pairs": len(pairs),
         "data_sha256": _hash_pairs(pairs),
-        "settings": {**asdict(settings), "learning_rate": rate, "dtype": dtype},
+        "settings": {**asdict(settings), "dtype": dtype},
         "versions": _versions(),
     }
 
@@ -133,6 +177,7 @@ def _curve(log: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
             "loss": entry["loss"],
             "margin": entry.get("rewards/margins", 0.0),
             "accuracy": entry.get("rewards/accuracies", 0.0),
+            **{name: entry[name] for name in ("nll", "moved") if name in entry},
         }
         for entry in log
         if "loss" in entry
@@ -155,19 +200,22 @@ def _train(trainer: SharedPromptTrainer, resume_from: Path | None, work: Path) -
         ) from error
 
 
-def _dpo_config(settings: AlignSettings, pairs: int, work: Path, device: str) -> DPOConfig:
+def _dpo_config(settings: AlignSettings, along: bool, work: Path, device: str) -> DPOConfig:
+    own = settings.loss in OBJECTIVES
     return DPOConfig(
         output_dir=str(work),
-        loss_type=[LOSSES[settings.loss]],
+        loss_type=["sigmoid" if own else TRL_LOSSES[str(settings.loss)]],
         beta=settings.beta,
-        learning_rate=settings.peak_learning_rate(pairs),
+        learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
-        num_train_epochs=settings.epochs,
+        # No warm-up at one end: an adapter starts at zero, and of two dozen steps none is to spare.
+        warmup_steps=5 if along else 0,
+        num_train_epochs=1 if along else settings.epochs,  # its pairs are those of all passes
         per_device_train_batch_size=settings.batch_size,
         precompute_ref_batch_size=settings.batch_size,
         max_length=settings.max_length,
         seed=settings.seed,
-        precompute_ref_log_probs=True,
+        precompute_ref_log_probs=not own,
         # Recomputing activations buys memory with a third of the time; small models have memory.
         gradient_checkpointing=False,
         # Weights are already in the dtype to compute in.
@@ -184,8 +232,8 @@ def _dpo_config(settings: AlignSettings, pairs: int, work: Path, device: str) ->
     )
 
 
-def _lora_config(model: PreTrainedModel, settings: AlignSettings) -> LoraConfig:
-    """An adapter on every linear layer of the upper `settings.layers` of the blocks.
+def _lora_config(model: PreTrainedModel, settings: AlignSettings, rank: int) -> LoraConfig:
+    """An adapter of all knobs on every linear layer of the upper `settings.layers` of the blocks.
 
     The gradient then stops at the lowest of them: the blocks below cost no backward pass.
     """
@@ -199,12 +247,31 @@ def _lora_config(model: PreTrainedModel, settings: AlignSettings) -> LoraConfig:
         and module is not model.get_output_embeddings()
     }
     return LoraConfig(
-        r=settings.rank,
-        lora_alpha=2 * settings.rank,
+        r=rank,
+        lora_alpha=2 * rank,
         target_modules=sorted(linear),
         layers_to_transform=None if first == 0 else list(range(first, depth)),
         task_type="CAUSAL_LM",
     )
+
+
+def _gain(model: PreTrainedModel) -> float:
+    """How much larger a linear layer's output is than its input, both as root mean squares.
+
+    For an input without a direction of its own it is the norm of the weight over the square root of
+    the outputs; of the layers of a model the median.
+    """
+    head = model.get_output_embeddings()
+    gains = [
+        float(module.weight.detach().norm()) / math.sqrt(_width_out(module))
+        for module in model.modules()
+        if type(module).__name__ in ("Linear", "Conv1D") and module is not head
+    ]
+    return statistics.median(gains) if gains else GAIN
+
+
+def _width_out(module: Any) -> int:
+    return int(module.weight.shape[0 if isinstance(module, torch.nn.Linear) else 1])
 
 
 def _prepare_work_folder(work: Path, record: dict[str, Any]) -> Path | None:

@@ -1,23 +1,29 @@
-"""DPO through TRL, with each query of a batch read once.
+"""DPO and its kin through TRL, with each query of a batch read once, under strengths of its own.
 
 TRL reads every pair as two rows, prompt included. Levels make that wasteful: the pairs of one
-query share their prompt, and neighbours share a response (expert>generic, generic>avoidance).
-`SharedPromptTrainer` hands TRL the same log-probabilities from one row a query, and leaves the
-loss, the reference, the optimiser and the checkpoints to TRL.
+query share their prompt, and their responses. `SharedPromptTrainer` hands TRL the same
+log-probabilities from one row a query, and leaves the loss, the reference, the optimiser and the
+checkpoints to TRL.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft.helpers import rescale_adapter_scale
 from transformers import ProgressCallback, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import FusedCausalLMOutput
 
-from alignvec.base.logprobs import Row, can_branch, logprobs
+from alignvec.align.bank import Bank
+from alignvec.align.objectives import OBJECTIVES
+from alignvec.base.logprobs import Row, can_branch, logprobs, separate_rows
 from alignvec.progress import Bar
 
 
@@ -40,92 +46,189 @@ class ProgressOnBar(TrainerCallback):
         self.bar.update(state.global_step - self.bar.n)
 
 
-class SharedPromptTrainer(DPOTrainer):
-    """DPOTrainer that reads each query of a batch once, and can train both ends of a knob."""
+@dataclass
+class TurnedPairs(DataCollatorForPreference):
+    """TRL's batch of pairs, with the strengths [B, K] that each holds under, and which are held."""
 
-    def __init__(self, two_sided: bool = False, **kwargs: Any) -> None:
-        self.shares_prompts = can_branch(kwargs["model"])
-        self.two_sided = two_sided
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = super().torch_call(examples)
+        if "strengths" in examples[0]:
+            batch["strengths"] = torch.tensor([one["strengths"] for one in examples])
+            batch["hold"] = torch.tensor([one["hold"] for one in examples])
+        return batch
+
+
+class SharedPromptTrainer(DPOTrainer):
+    """DPOTrainer that reads each query of a batch once, every row under its own strengths.
+
+    Attributes:
+        bank: the knobs on the model, for pairs with strengths; plain ones train at lambda = 1.
+    """
+
+    bank: Bank
+
+    def __init__(
+        self,
+        objective: str | None = None,
+        margin: float = 0.0,
+        likelihood: float = 0.0,
+        hold: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        """Args beside those of DPOTrainer.
+
+        objective: one of `OBJECTIVES` in the place of TRL's loss.
+        margin: of the objective.
+        likelihood: weight of the chosen response's negative log-likelihood, in nats a token.
+        hold: weight of what held responses move, in squared nats a token.
+        """
+        self._objective = OBJECTIVES[objective] if objective else None
+        self._margin, self._likelihood, self._hold = margin, likelihood, hold
         super().__init__(**kwargs)
+        ends = self.model.generation_config.eos_token_id
+        self._ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
 
-    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        loss = super().compute_loss
-        if self.two_sided and self.state.global_step % 2:
-            with rescale_adapter_scale(model, -1):
-                return loss(self._with_shared_prompts(model), _swapped(inputs), *args, **kwargs)
-        return loss(self._with_shared_prompts(model), inputs, *args, **kwargs)
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if "hold" not in self._signature_columns:
+            self._signature_columns += ["strengths", "hold"]
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        logprobs = self._logprobs(model, inputs)
+        held = inputs.get("hold", torch.zeros(len(logprobs) // 2, dtype=torch.bool))
+        steered, share = _part(inputs, ~held), (~held).float().mean()
+        loss = logprobs.new_zeros(())
+        if share > 0:
+            loss = share * self._preference(steered, logprobs[(~held).repeat(2)])
+        if share < 1:
+            kept = _part(inputs, held)
+            with torch.no_grad(), self.accelerator.unwrap_model(model).disable_adapter():
+                before = self._logprobs(model, kept)
+            moved = (logprobs[held.repeat(2)] - before)[kept["completion_mask"][:, 1:].bool()]
+            loss = loss + (1 - share) * self._hold * moved.square().mean()
+            self._metrics["train"]["moved"].append(moved.detach().square().mean().sqrt().item())
+        return loss
 
     def compute_ref_log_probs(self, model: Any, inputs: Any) -> Any:
-        return super().compute_ref_log_probs(self._with_shared_prompts(model), inputs)
+        inputs = {name: value for name, value in inputs.items() if name not in _OURS}
+        return super().compute_ref_log_probs(
+            lambda **_: _as_output(self._logprobs(model, inputs)), inputs
+        )
 
-    def _with_shared_prompts(self, model: Any) -> Any:
-        if not self.shares_prompts:
-            return model
+    def _preference(self, inputs: Any, logprobs: torch.Tensor) -> Any:
+        lengths = inputs["completion_mask"][:, 1:].sum(1)
+        chosen, rejected = (logprobs.sum(1) / lengths).chunk(2)
+        if self._objective is None:
+            trl = {name: value for name, value in inputs.items() if name not in _OURS}
+            loss = super().compute_loss(lambda **_: _as_output(logprobs), trl)
+        else:
+            _, places, _ = _rows_by_prompt(inputs)
+            row = torch.tensor([row for row, _ in places[: len(chosen)]], device=chosen.device)
+            beta = self.args.beta
+            loss = self._objective(chosen, rejected, row, beta, self._margin).mean()
+            reward = beta * (chosen - rejected).detach()
+            self._metrics["train"]["rewards/margins"].append(reward.mean().item())
+            self._metrics["train"]["rewards/accuracies"].append((reward > 0).float().mean().item())
+        self._metrics["train"]["nll"].append(-chosen.detach().mean().item())
+        return loss + self._likelihood * self._surprise(inputs, logprobs)
 
-        def forward(
-            input_ids: torch.Tensor,
-            attention_mask: torch.Tensor,
-            labels: torch.Tensor,
-            **_: Any,
-        ) -> FusedCausalLMOutput:
-            """Log-probabilities [2B, T - 1] of the labels of 2B rows, from one row a prompt."""
-            rows, places = _rows_by_prompt(input_ids, attention_mask, labels)
-            found = logprobs(model, rows)
-            zeros = torch.zeros(labels[:, 1:].shape, device=labels.device)
-            log_probs = torch.stack(
-                [
-                    torch.nn.functional.pad(
-                        found[row][response], _padding(rows[row], response, zeros.shape[1])
-                    )
-                    for row, response in places
-                ]
-            )
-            # TRL logs the other three; they would cost more than the loss does, and nobody
-            # reads them here.
-            return FusedCausalLMOutput(
-                log_probs=log_probs, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool()
-            )
+    def _surprise(self, inputs: Any, logprobs: torch.Tensor) -> torch.Tensor:
+        """The chosen responses' negative log-likelihood, in nats a token.
 
-        return forward
+        A token that is sure already is learnt: few records are not to be learnt by heart. The one
+        that ends the turn counts as `_ENDING`: it is one of many, but without it the text does not
+        end, and a text that does not end goes round in circles.
+        """
+        tokens = inputs["input_ids"].chunk(2)[0][:, 1:]
+        mask = inputs["completion_mask"].chunk(2)[0][:, 1:]
+        ends = torch.isin(tokens, tokens.new_tensor(self._ends))
+        weight = mask * torch.where(ends, _ENDING, 1.0)
+        said = logprobs.chunk(2)[0].clamp(max=_SURE)
+        surprise: torch.Tensor = -((said * weight).sum(1) / mask.sum(1)).mean()
+        return surprise
+
+    def _logprobs(self, model: Any, inputs: Any) -> torch.Tensor:
+        """[2B, T - 1], log-probabilities of the completions of 2B lines, 0 where there is none."""
+        rows, places, strengths = _rows_by_prompt(inputs)
+        if can_branch(self.accelerator.unwrap_model(model), max(map(len, rows))):
+            read, of_row = rows, list(range(len(rows)))
+        else:
+            read = separate_rows(rows)
+            of_row = [index for index, row in enumerate(rows) for _ in row.responses]
+        turned = nullcontext() if strengths is None else self.bank.turned(strengths[of_row])
+        with turned:
+            found = [values for row in logprobs(model, read) for values in row]
+        first = list(itertools.accumulate((len(row.responses) for row in rows), initial=0))
+        width = inputs["input_ids"].shape[1] - 1
+        return torch.stack(
+            [
+                torch.nn.functional.pad(
+                    found[first[row] + response], _padding(rows[row], response, width)
+                )
+                for row, response in places
+            ]
+        )
 
 
-def _swapped(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The batch with chosen and rejected exchanged; TRL stacks the chosen rows on the rejected."""
-    other = {"ref_chosen_logps": "ref_rejected_logps", "ref_rejected_logps": "ref_chosen_logps"}
+_ENDING = 20.0  # how often the token counts that ends a response
+_SURE = -0.1  # the log-probability of a token at which there is nothing more to learn
+_OURS = ("strengths", "hold")  # columns that TRL does not know
+
+
+def _as_output(logprobs: torch.Tensor) -> FusedCausalLMOutput:
+    """What TRL asks of a model. It logs the other three; computed, they would cost more than the
+    loss does, and nobody reads them here."""
+    zeros = torch.zeros_like(logprobs)
+    return FusedCausalLMOutput(
+        log_probs=logprobs, entropy=zeros, mean_logits=zeros, is_top1=zeros.bool()
+    )
+
+
+def _part(inputs: Mapping[str, torch.Tensor], of: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Some pairs of a batch; TRL stacks the chosen lines on the rejected ones."""
     return {
-        name: batch[other[name]] if name in other else torch.cat(rows.chunk(2)[::-1])
-        for name, rows in batch.items()
+        name: value[of if len(value) == len(of) else of.repeat(2)] for name, value in inputs.items()
     }
 
 
 def _padding(row: Row, response: int, width: int) -> tuple[int, int]:
-    """How many positions of a row of `width` lie before and after those that predict a response."""
+    """How many positions of a line lie before and after those that predict a response."""
     before = len(row.prompt) - 1
     return before, width - before - len(row.responses[response])
 
 
 def _rows_by_prompt(
-    input_ids: Any, attention_mask: Any, labels: Any
-) -> tuple[list[Row], list[tuple[int, int]]]:
-    """Group a padded batch by prompt, equal responses once.
+    inputs: Mapping[str, torch.Tensor],
+) -> tuple[list[Row], list[tuple[int, int]], torch.Tensor | None]:
+    """Group a padded batch by prompt and strengths, equal responses once.
 
     Returns:
-        The rows, and for each line of the batch its (row, response).
+        The rows, for each line of the batch its (row, response), and the strengths [rows, K].
     """
     rows: list[Row] = []
-    row_of: dict[tuple[int, ...], int] = {}
+    turned: list[list[float]] = []
+    row_of: dict[tuple[Any, ...], int] = {}
     places = []
-    lengths = attention_mask.sum(dim=1).tolist()
-    prompts = (attention_mask.bool() & (labels == -100)).sum(dim=1).tolist()
-    for tokens, length, prompt_length in zip(input_ids.tolist(), lengths, prompts, strict=True):
+    completion = inputs["completion_mask"]
+    lengths = inputs["attention_mask"].sum(dim=1).tolist()
+    prompts = (inputs["attention_mask"].bool() & (completion == 0)).sum(dim=1).tolist()
+    strengths = inputs.get("strengths")
+    of_line = [[]] * len(lengths) if strengths is None else strengths.tolist() * 2
+    lines = zip(inputs["input_ids"].tolist(), lengths, prompts, of_line, strict=True)
+    for tokens, length, prompt_length, setting in lines:
         prompt, response = tuple(tokens[:prompt_length]), tokens[prompt_length:length]
-        if prompt not in row_of:
-            row_of[prompt] = len(rows)
+        key = (prompt, *setting)
+        if key not in row_of:
+            row_of[key] = len(rows)
             rows.append(Row(prompt, []))
-        responses: list[Any] = rows[row_of[prompt]].responses  # type: ignore[assignment]
+            turned.append(setting)
+        responses: list[Any] = rows[row_of[key]].responses  # type: ignore[assignment]
         if response not in responses:
             responses.append(response)
-        places.append((row_of[prompt], responses.index(response)))
-    return rows, places
+        places.append((row_of[key], responses.index(response)))
+    device = completion.device
+    return rows, places, None if strengths is None else torch.tensor(turned, device=device)

@@ -2,139 +2,311 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from alignvec.cli.inputs import records_of, source_name
+from alignvec.cli.inputs import records_of, source_name, vectors_and_settings
 from alignvec.cli.options import (
+    Answers,
     AsJson,
     BaseArgument,
-    Data,
     Device,
-    Domain,
     Dtype,
     Out,
     Overwrite,
     Split,
 )
-from alignvec.cli.output import print_json
+from alignvec.cli.output import print_json, print_table
+from alignvec.errors import AlignvecError
+
+if TYPE_CHECKING:
+    from alignvec.data.line import Places
+    from alignvec.data.records import Record
+    from alignvec.evaluate.check import LevelCheck
 
 logger = logging.getLogger("alignvec.cli")
 
 app = typer.Typer()
+_CHECKED = 12  # records that the rates of the check are measured on
 
 
 @app.command(
-    epilog="Example: alignvec align embedded --data builtin --domain medical "
-    "--prefer expert,generic,avoidance -o medical-aligned"
+    epilog="Example: alignvec align embedded --data builtin --domain medical -o medical-aligned\n\n"
+    "A bank: alignvec align embedded --domain medical,financial,legal -o bank-aligned\n\n"
+    "As in the paper: alignvec align embedded --domain medical --one-sided -o medical-dpo"
 )
 def align(
     base: BaseArgument,
     out: Out,
-    data: Data = "builtin",
-    prefer: Annotated[
+    data: Annotated[
+        list[str],
+        typer.Option(
+            help="'builtin', a .jsonl file, a dataset folder, or a hub dataset id; several: a "
+            "knob for each."
+        ),
+    ] = ["builtin"],  # noqa: B006
+    levels: Annotated[
         str | None,
         typer.Option(
-            help="Levels, the most preferred first. Default: chosen,rejected where the data has "
-            "them, else expert,generic,avoidance."
+            metavar="LEVEL=STRENGTH,...",
+            help="Where on the knob which level is, as in avoidance=-1,generic=0.5,expert=1; or "
+            "their names, from low to high, to space them so. Default: rejected,chosen where the "
+            "data has them, else avoidance,generic,expert.",
         ),
     ] = None,
-    domain: Domain = None,
+    prefer: Annotated[
+        str | None,
+        typer.Option(help="The levels' names the other way round: the most preferred first."),
+    ] = None,
+    domain: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DOMAIN,...",
+            help="Only records of this domain; several, with commas, give a bank: a knob for "
+            "each, trained side by side to leave the others alone.",
+        ),
+    ] = None,
+    beside: Annotated[
+        list[str],
+        typer.Option(
+            "--beside",
+            metavar="KNOB=PATH",
+            help="A finished vector to train beside: it stays, and the new knob leaves it alone.",
+        ),
+    ] = [],  # noqa: B006
     split: Split = None,
-    all_pairs: Annotated[
-        bool, typer.Option("--all-pairs", help="Also pairs of levels that are not neighbours.")
-    ] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only so many records.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many records a knob.")] = None,
     hold: Annotated[
         list[str],
         typer.Option(
-            metavar="DOMAIN",
-            help="Keep the knob from moving this domain: as many pairs again, of its records and "
-            "in both directions, want a margin of zero; repeat.",
+            metavar="DOMAIN", help="Records of this domain, too, stay as the base has them; repeat."
         ),
     ] = [],  # noqa: B006
     loss: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="dpo, ipo, hinge, nca, bco, sppo, aot, apo_zero, apo_down or discopop, as in TRL."
+            help="simpo, softmax or orpo, or one of TRL's: dpo, dpo_norm, ipo, hinge, nca, bco, "
+            "sppo, aot, apo_zero, apo_down, discopop. Default: simpo; with --one-sided dpo."
         ),
-    ] = "dpo",
+    ] = None,
     method: Annotated[str, typer.Option(help="lora (an adapter) or full (all weights).")] = "lora",
-    epochs: Annotated[float, typer.Option(help="Passes over the pairs.")] = 1.0,
+    epochs: Annotated[
+        float | None,
+        typer.Option(
+            help="Passes over the records. Default: as many as there are levels, up to 6 over few "
+            "records; 1 with --one-sided."
+        ),
+    ] = None,
     learning_rate: Annotated[
         float | None,
         typer.Option(
-            "--learning-rate", "--lr", help="Default: 0.016 over the steps, at most 1e-3."
+            "--learning-rate",
+            "--lr",
+            help="Default: 1e-3; with --one-sided .016 over the steps, at most 1e-3.",
         ),
     ] = None,
-    beta: Annotated[float, typer.Option(help="Pull towards the base.")] = 0.1,
+    beta: Annotated[
+        float | None,
+        typer.Option(help="Steepness. Default: 10 for mean log-likelihoods, 0.1 for sums."),
+    ] = None,
+    likelihood: Annotated[
+        float | None,
+        typer.Option(
+            help="Weight of the preferred response's likelihood, which keeps the text sound. "
+            "Default: 0.5; with --one-sided 0."
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Pairs a step.")] = 8,
-    rank: Annotated[int, typer.Option(help="Rank of the adapter.")] = 16,
+    rank: Annotated[int, typer.Option(help="Rank of the adapter, a knob.")] = 16,
     layers: Annotated[
         float, typer.Option(help="Share of the blocks that the adapter changes, from the top.")
     ] = 0.75,
-    two_sided: Annotated[
+    one_sided: Annotated[
         bool,
         typer.Option(
-            "--two-sided/--one-sided",
-            help="Train the adapter at strength -1 too, with every preference turned around (lora "
-            "only). One-sided is plain DPO, as in the paper.",
+            "--one-sided/--two-sided",
+            help="Train at strength 1 only, on the pairs of neighbouring levels: plain DPO, as in "
+            "the paper. Full weights are always trained so.",
         ),
-    ] = True,
+    ] = False,
+    all_pairs: Annotated[
+        bool,
+        typer.Option("--all-pairs", help="With --one-sided: also levels that are no neighbours."),
+    ] = False,
+    answers: Answers = 8,
     seed: Annotated[int, typer.Option(help="Order of the queries and start of the adapter.")] = 0,
     dtype: Dtype = None,
     device: Device = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train a base to prefer some responses to others (DPO and its kin).
+    """Train a base along the knob: which response it prefers depends on how far it is turned.
 
-    Writes a LoRA adapter (or, with --method full, a checkpoint), a training record and its figure.
-    A killed run, started again with the same options, goes on where it was.
+    Writes a LoRA adapter (of several knobs one each; with --method full, a checkpoint), a training
+    record and its figure. A killed run, started again with the same options, goes on where it was.
+    Then every level is looked at where training put it: its rate, and whether the text is sound.
     """
+    from alignvec.align.curriculum import pairs_along
     from alignvec.align.run import RECORD
     from alignvec.align.run import align as train
     from alignvec.align.settings import AlignSettings
-    from alignvec.data.pairs import anchor_pairs, parse_order, preference_pairs
+    from alignvec.data.pairs import preference_pairs
     from alignvec.files import read_json
-    from alignvec.report.align import draw_training
+    from alignvec.knobs.calibration import trained_calibration
+    from alignvec.report.align import broken, checks_table, draw_training
 
+    one_sided = one_sided or method == "full"
+    places = _places(data[0], levels, prefer)
+    records = _records_by_knob(data, domain, list(places), split, limit)
+    vectors, _ = vectors_and_settings(beside, [])
+    count = sum(map(len, records.values()))
+    passes = epochs or (1.0 if one_sided else _passes(count, len(places)))
     settings = AlignSettings(
         loss=loss,
         method=method,
-        epochs=epochs,
+        epochs=passes,
         learning_rate=learning_rate,
         beta=beta,
+        likelihood=likelihood,
         batch_size=batch_size,
         rank=rank,
         layers=layers,
-        two_sided=two_sided,
         seed=seed,
         dtype=dtype,
     )
-    order = parse_order(prefer or _default_order(data))
-    records = records_of(data, order, domain, split, "train")[:limit]
-    pairs = list(preference_pairs(records, order, all_pairs))
-    logger.info("%d records, %d pairs (%s)", len(records), len(pairs), " > ".join(order))
-    held = [record for one in hold for record in records_of(data, order, one, split, "train")]
-    if held:
-        pairs += anchor_pairs(held, order, len(pairs))
-    provenance = {
-        "data": source_name(data), "domain": domain, "prefer": order, "split": split, "held": hold,
-    }  # fmt: skip
-    train(base, pairs, out, settings, provenance=provenance, overwrite=overwrite, device=device)
-    record = read_json(out / RECORD)
-    draw_training(record, out / "training")
-    if as_json:
-        print_json(record)
+    apart = len(places) - 1  # pairs of a record
+    if one_sided:
+        if len(records) > 1 or vectors or hold:
+            raise AlignvecError("several knobs are trained along the knobs: not with --one-sided")
+        (some,) = records.values()
+        pairs = list(preference_pairs(some, list(places)[::-1], all_pairs))
     else:
-        typer.echo(f"aligned model: {out}\nnext: alignvec extract {base} {out} -o VECTOR")
+        held = [r for one in hold for r in records_of(data[0], list(places), one, split, "train")]
+        pairs = pairs_along(records, places, passes, seed, held, beside=list(vectors))
+    logger.info(
+        "%d records, %d pairs (%s)",
+        count,
+        len(pairs) if one_sided else count * apart,
+        " < ".join(places if one_sided else (f"{level} at {at:g}" for level, at in places.items())),
+    )
+    provenance: dict[str, Any] = {
+        "data": ",".join(map(source_name, data)), "domain": domain, "split": split, "held": hold,
+        "prefer": list(places)[::-1],
+    }  # fmt: skip
+    if not one_sided:
+        provenance |= {
+            "pairs": count * apart,
+            "rows": len(pairs) // apart,  # with every pass, and those that are held
+            "levels": places,
+            "calibration": trained_calibration(places).model_dump(),
+        }
+    train(
+        base, pairs, out, settings,
+        knobs=[] if one_sided else list(records), beside=vectors,
+        provenance=provenance, overwrite=overwrite, device=device,
+    )  # fmt: skip
+    draw_training(read_json(out / RECORD), out / "training")
+    checks = {}
+    if answers and not one_sided:
+        folders = {knob: out / knob if len(records) > 1 else out for knob in records}
+        held_out = _held_out(data, records, list(places), split)
+        checks = _check(base, folders, held_out, places, answers, dtype, device)
+    if as_json:
+        print_json(read_json(out / RECORD))
+        return
+    for knob, found in checks.items():
+        print_table(checks_table(knob, found))
+        for check in found:
+            if not check.sound:
+                logger.warning("%s", broken(knob, check, found[0]))
+    typer.echo(f"aligned model: {out}\nnext: alignvec extract {base} {out} -o VECTOR")
 
 
-def _default_order(data: str) -> str:
-    from alignvec.data.records import level_names
+def _held_out(
+    data: list[str], records: dict[str, list[Record]], levels: list[str], split: str | None
+) -> dict[str, list[Record]]:
+    """Knob -> records for the check: of the validation part if the train part was trained on, else
+    those that were trained on."""
+    from alignvec.data.records import BUILTIN
 
+    found = {}
+    sources = data if len(data) > 1 else data * len(records)
+    for source, (knob, some) in zip(sources, records.items(), strict=True):
+        found[knob] = some[:_CHECKED]
+        if split == "train" or (split is None and source == BUILTIN):
+            domain = some[0].domain
+            with contextlib.suppress(AlignvecError):  # too few records to have such a part
+                found[knob] = records_of(source, levels, domain, "validation", "")[:_CHECKED]
+    return found
+
+
+def _check(
+    base: str,
+    folders: dict[str, Path],
+    held_out: dict[str, list[Record]],
+    places: Places,
+    answers: int,
+    dtype: str | None,
+    device: str | None,
+) -> dict[str, list[LevelCheck]]:
+    """Look at every level of every knob, and write what was seen into the training records."""
+    from alignvec.align.run import RECORD
+    from alignvec.evaluate.check import check_levels, safe_range
+    from alignvec.files import read_json, write_json
+    from alignvec.knobs.model import KnobModel
+    from alignvec.vector.alignment_vector import AlignmentVector
+
+    vectors = {k: AlignmentVector.extract(base, folder) for k, folder in folders.items()}
+    model = KnobModel.from_pretrained(base, vectors, dtype, device)
+    checks = {}
+    for knob, folder in folders.items():
+        found = checks[knob] = check_levels(model, knob, held_out[knob], places, answers)
+        record = read_json(folder / RECORD)
+        record["calibration"] |= {"queries": len(held_out[knob]), "safe": safe_range(found)}
+        write_json(folder / RECORD, record | {"checked": [check.to_json() for check in found]})
+    return checks
+
+
+def _places(data: str, levels: str | None, prefer: str | None) -> Places:
+    from alignvec.data.line import parse_places, spaced
+    from alignvec.data.pairs import parse_order
+    from alignvec.data.records import LEVELS, level_names
+
+    if levels and prefer:
+        raise AlignvecError("--levels and --prefer say the same; give one of them")
+    if levels:
+        return parse_places(levels)
+    if prefer:
+        return spaced(parse_order(prefer)[::-1])
     names = level_names(data)
-    return "chosen,rejected" if {"chosen", "rejected"} <= set(names) else "expert,generic,avoidance"
+    return spaced(["rejected", "chosen"] if {"chosen", "rejected"} <= set(names) else LEVELS)
+
+
+def _records_by_knob(
+    data: list[str], domain: str | None, levels: list[str], split: str | None, limit: int | None
+) -> dict[str, list[Record]]:
+    """Knob -> its records: of a domain each, or of a file each."""
+    domains: list[str | None] = [*domain.split(",")] if domain else [None]
+    if len(data) > 1 and len(domains) > 1:
+        raise AlignvecError("several domains come from one --data, or one from each of several")
+    found: dict[str, list[Record]] = {}
+    for source, one in itertools.product(data, domains):
+        records = records_of(source, levels, one and one.strip(), split, "train")[:limit]
+        names = {record.domain for record in records}
+        knob = names.pop() if len(names) == 1 else Path(source).stem
+        if knob in found:
+            raise AlignvecError(
+                f"two knobs would be called '{knob}'; give each a domain of its own"
+            )
+        found[knob] = records
+    return found
+
+
+def _passes(records: int, levels: int) -> float:
+    """Every record at every level once, and more over few records: a line takes some 200 rows."""
+    return max(levels, min(6.0, 216 / records))

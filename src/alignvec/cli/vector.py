@@ -50,7 +50,7 @@ def extract(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """The alignment vector: the aligned model's weights minus the base's.
+    """The alignment vector: the aligned model's weights minus the base's; of a bank one a knob.
 
     Any size: it is read, subtracted and written a part at a time, and a killed run goes on.
     """
@@ -58,16 +58,26 @@ def extract(
     from alignvec.files import check_free
     from alignvec.vector.alignment_vector import AlignmentVector
     from alignvec.vector.compress import compress as svd
+    from alignvec.vector.extract import bank_knobs
 
     parse_dtype(dtype, on_disk=True)
     check_apart(out, base, aligned)
     check_free(out, overwrite)
-    vector = AlignmentVector.extract(base, aligned, name, allow_missing)
-    if rank is not None:
-        vector = svd(vector, rank)
-    _save_vector(vector, out, dtype, overwrite, as_json)
+    knobs = bank_knobs(aligned)
+    folders = {knob: (f"{aligned}/{knob}", out / knob) for knob in knobs} or {
+        "knob": (aligned, out)
+    }
+    for source, folder in folders.values():
+        vector = AlignmentVector.extract(base, source, name, allow_missing)
+        _save_vector(
+            vector if rank is None else svd(vector, rank), folder, dtype, overwrite, as_json
+        )
     if not as_json:
-        typer.echo(f"next: alignvec eval {base} --vector knob={out} --sweep knob=-3:3:0.6 -o sweep")
+        knob, (_, folder) = next(iter(folders.items()))
+        typer.echo(
+            f"next: alignvec eval {base} --vector {knob}={folder} --sweep {knob}=-1.5:1.5:0.5 "
+            "-o sweep"
+        )
 
 
 @app.command(epilog="Example: alignvec compress medical-av --rank 16 -o medical-av-r16")

@@ -6,23 +6,28 @@ import textwrap
 import time
 from pathlib import Path
 
+from alignvec.align.curriculum import pairs_along
 from alignvec.align.run import RECORD, align
 from alignvec.align.settings import AlignSettings
 from alignvec.base.source import EMBEDDED
-from alignvec.data.pairs import preference_pairs
+from alignvec.data.line import spaced
 from alignvec.data.records import BUILTIN, LEVELS, read_records
 from alignvec.errors import AlignvecError
 from alignvec.evaluate.sweep import sweep
+from alignvec.evaluate.text import AnswerProbe
 from alignvec.files import read_json, write_json
+from alignvec.knobs.calibration import trained_calibration
 from alignvec.knobs.model import KnobModel
 from alignvec.report.align import draw_training
 from alignvec.report.evaluate import draw_sweep
 from alignvec.vector.alignment_vector import AlignmentVector
 
-QUERIES = 36  # trained on, of the 150 or so in a domain's train part: a minute or two
+QUERIES = 48  # trained on, of the 150 or so in a domain's train part: a few minutes
 HELD_OUT = 12  # measured on
-STRENGTHS = [-3.0, -1.5, 0.0, 1.0, 2.0, 3.0]
-SHOWN = [-1.0, 0.0, 1.5]
+ANSWERED = 4  # of these
+PLACES = spaced(LEVELS)
+STRENGTHS = sorted({-0.5, 0.0, 0.75, *PLACES.values()})
+SHOWN = list(PLACES.values())
 
 
 def run(out: Path, domain: str) -> None:
@@ -36,7 +41,7 @@ def run(out: Path, domain: str) -> None:
         raise AlignvecError(f"{out} is a file; --out takes a folder")
     trained = list(read_records(BUILTIN, LEVELS, domain, "train"))[:QUERIES]
     held_out = list(read_records(BUILTIN, LEVELS, domain, "test"))[:HELD_OUT]
-    settings = AlignSettings(learning_rate=1.5e-3)  # so few steps have to be longer ones
+    settings = AlignSettings(epochs=len(LEVELS))  # every question at every level
     aligned, vector_folder, figure = (
         out / f"{domain}-aligned",
         out / f"{domain}-av",
@@ -47,13 +52,17 @@ def run(out: Path, domain: str) -> None:
         _say(f"1. The {domain} vector is already in {vector_folder}.")
     else:
         _say(
-            f"1. Training: {len(trained)} {domain} questions; an expert answer is preferred to a "
-            "generic one,\n   a generic one to an evasive one."
+            f"1. Training: {len(trained)} {domain} questions, each at three turns of the knob; at "
+            "-1 an evasive answer\n   is preferred, at 0.5 a generic one, at 1 an expert's."
         )
         if not aligned.exists():
-            pairs = list(preference_pairs(trained, ["expert", "generic", "avoidance"]))
-            provenance = {"data": BUILTIN, "domain": domain, "limit": QUERIES}
-            align(EMBEDDED, pairs, aligned, settings, provenance=provenance)
+            pairs = pairs_along({domain: trained}, PLACES, settings.epochs)
+            provenance = {
+                "data": BUILTIN, "domain": domain, "limit": QUERIES, "levels": PLACES,
+                "pairs": len(trained) * (len(LEVELS) - 1), "rows": len(trained) * len(LEVELS),
+                "calibration": trained_calibration(PLACES).model_dump(),
+            }  # fmt: skip
+            align(EMBEDDED, pairs, aligned, settings, knobs=[domain], provenance=provenance)
             draw_training(read_json(aligned / RECORD), aligned / "training")
         AlignmentVector.extract(EMBEDDED, aligned, f"{domain} demo").save_pretrained(vector_folder)
         _say(f"   Its weights minus the base's are the alignment vector: {vector_folder}")
@@ -63,14 +72,16 @@ def run(out: Path, domain: str) -> None:
         f"2. Turning the knob from {STRENGTHS[0]:g} to {STRENGTHS[-1]:g}, on {len(held_out)} "
         "questions it was not trained on."
     )
-    found = sweep(model, domain, STRENGTHS, held_out, LEVELS, figure.with_suffix(".json"))
+    probe = AnswerProbe(model, [record.query for record in held_out[:ANSWERED]])
+    found = sweep(model, domain, STRENGTHS, held_out, LEVELS, figure.with_suffix(".json"), probe)
     draw_sweep(found, figure, f"alignvec demo: one knob, {domain}")
-    for strength, rates in zip(found.strengths, found.rates, strict=True):
+    for index, (strength, rates) in enumerate(zip(found.strengths, found.rates, strict=True)):
+        text = "" if found.sound(index) else "  (the text suffers)"
         bars = "  ".join(
             f"{level} {'#' * round(10 * rates.rate[level]):<10} {rates.rate[level]:.2f}"
             for level in LEVELS
         )
-        _say(f"   {strength:+.1f}  {bars}")
+        _say(f"   {strength:+.2f}  {bars}{text}")
 
     question = held_out[0].query
     _say("3. One question, three settings.\n" + _wrapped(question, "   Q  "))
@@ -81,10 +92,10 @@ def run(out: Path, domain: str) -> None:
         f"The vector: {vector_folder}; how it was trained: {aligned}/training.json\n"
         "(A model of 135M parameters learns the manner of an expert, not the knowledge.)\n"
         "Next:\n"
-        f"  alignvec generate embedded --vector {domain}={vector_folder} --set {domain}=1.5 "
+        f"  alignvec generate embedded --vector {domain}={vector_folder} --set {domain}=expert "
         '"your question"\n'
         f"  alignvec eval embedded --domain {domain} --vector {domain}={vector_folder} "
-        f"--sweep {domain}=-3:3:0.6 -o sweep\n"
+        f"--sweep {domain}=-1.5:1.5:0.25 -o sweep\n"
         "  alignvec align --help      a vector from your own preferences"
     )
 

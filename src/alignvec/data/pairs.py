@@ -12,12 +12,19 @@ from alignvec.errors import AlignvecError
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """To `prompt`, `chosen` is preferred over `rejected`."""
+    """To `prompt`, `chosen` is preferred over `rejected`.
+
+    Attributes:
+        strengths: of each knob, under which that is so. None of a plain pair: of the aligned model.
+        hold: neither is preferred, both stay as likely as the base finds them under `strengths`.
+    """
 
     id: str
     prompt: str
     chosen: str
     rejected: str
+    strengths: tuple[float, ...] = ()
+    hold: bool = False
 
 
 def parse_order(text: str) -> list[str]:

@@ -18,34 +18,42 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from alignvec.data.line import JITTER
 from alignvec.errors import AlignvecError
 
 
 class Calibration(BaseModel):
-    """A knob measured on queries of its domain and on neutral text.
+    """What the strengths of a knob mean: as it was trained, or as it was measured.
+
+    A knob that was trained along its line has its levels where training put them. What a share of
+    the highest level is, `alignvec calibrate` has to measure.
 
     Attributes:
-        queries: how many the rates were measured on.
-        levels: from low to high, each with the strength where its rate is highest.
-        safe: the range of strengths in which the model keeps its abilities: on neutral text, its
-            KL divergence from the base and its perplexity are bounded.
-        strengths: [N], ascending, where the following were read off.
+        queries: how many it was measured on; 0 if levels are only where training put them.
+        levels: from low to high, each with its strength.
+        safe: the range of strengths in which the model keeps its abilities and its answers stay
+            texts.
+        strengths: [N], ascending, where the following were read off; none if not measured.
         top: [N], the rate of the highest level, in [0, 1], never falling.
         position: [N], the mean level, from 0 (lowest level) to 1, never falling.
+        leak: level -> domain -> how much the rate of that level rises there when the knob is at its
+            place, and `neutral` -> nats a token that neutral text moves; from `alignvec leak`.
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
 
-    queries: int = Field(ge=1)
+    queries: int = Field(default=0, ge=0)
     levels: dict[str, float]
     safe: tuple[float, float]
-    strengths: list[float]
-    top: list[float]
-    position: list[float]
+    strengths: list[float] = []
+    top: list[float] = []
+    position: list[float] = []
+    leak: dict[str, dict[str, float]] = {}
 
     @model_validator(mode="after")
     def _is_monotone(self) -> Calibration:
-        if not len(self.strengths) == len(self.top) == len(self.position) >= 2:
+        lengths = {len(self.strengths), len(self.top), len(self.position)}
+        if len(lengths) > 1 or lengths == {1}:
             raise ValueError("strengths, top and position differ in length")
         for name in ("strengths", "top", "position"):
             values = getattr(self, name)
@@ -90,6 +98,8 @@ class Calibration(BaseModel):
         if text.endswith("/10"):
             place = _number(text[:-3]) / 10
             if 0 <= place <= 1:
+                if not self.position:
+                    return self._between_levels(place)
                 low, high = self.position[0], self.position[-1]
                 return self._where(knob, self.position, low + place * (high - low), wanted)
         raise AlignvecError(
@@ -97,8 +107,18 @@ class Calibration(BaseModel):
             f"({', '.join(self.levels)}), a share as 80%, or a position as 7/10"
         )
 
+    def _between_levels(self, place: float) -> float:
+        """A position between the ends where only the levels are known: straight from one to the
+        next."""
+        at = list(self.levels.values())
+        return float(np.interp(place, np.linspace(0, 1, len(at)), at))
+
     def _where(self, knob: str, curve: list[float], value: float, wanted: str) -> float:
         """Where a rising curve passes `value`; in the middle of a plateau."""
+        if not curve:
+            raise AlignvecError(
+                f"knob '{knob}': {wanted} was not measured; alignvec calibrate does that"
+            )
         if not curve[0] <= value <= curve[-1]:
             raise AlignvecError(
                 f"knob '{knob}': {wanted} is not reachable; it goes from {curve[0]:.0%} to "
@@ -108,6 +128,17 @@ class Calibration(BaseModel):
         last = len(curve) - 1 - np.unique(curve[::-1], return_index=True)[1]
         middle = (np.array(self.strengths)[first] + np.array(self.strengths)[last]) / 2
         return float(np.interp(value, rising, middle))
+
+
+def trained_calibration(places: Mapping[str, float]) -> Calibration:
+    """What training along a line says of a knob before anything is measured."""
+    low, high = min(0.0, *places.values()), max(0.0, *places.values())
+    return Calibration(levels=dict(places), safe=reach(low, high))
+
+
+def reach(low: float, high: float) -> tuple[float, float]:
+    """The range that places were trained in: strengths were drawn a little beyond them."""
+    return round(low * (1 + JITTER), 4) + 0.0, round(high * (1 + JITTER), 4) + 0.0
 
 
 def _number(text: str) -> float:

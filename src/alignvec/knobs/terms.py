@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from alignvec.base.rows import per_row
 from alignvec.errors import AlignvecError
 from alignvec.vector.delta import Delta, LowRank
 
@@ -78,7 +79,7 @@ class Product(Term):
         return cls((*columns, *biases), torch.cat(a), torch.cat(b), bias)
 
     def add(self, call: Call, output: torch.Tensor, strengths: torch.Tensor) -> torch.Tensor:
-        strengths = _per_row(strengths, output)
+        strengths = per_row(strengths, output)
         rank = len(self.a)
         if len(self.bias):
             output = output + strengths[..., rank:].to(output.dtype) @ self.bias
@@ -128,7 +129,7 @@ class AffineCopies(Term):
         args, kwargs = call
         origin = 0 if self.origin is None else self.origin(*args, **kwargs)
         for copied, strength in zip(self.copies, strengths.unbind(1), strict=True):
-            by = _per_row(strength[:, None], output, may_widen=True).to(output.dtype)
+            by = per_row(strength[:, None], output, may_widen=True).to(output.dtype)
             output = output + by * (copied(*args, **kwargs) - origin)
         return output
 
@@ -169,28 +170,6 @@ def _with_parameters(module: nn.Module, parameters: dict[str, Any]) -> nn.Module
     copied._parameters = parameters
     copied._forward_hooks = OrderedDict()
     return copied
-
-
-def _per_row(
-    strengths: torch.Tensor, output: torch.Tensor, may_widen: bool = False
-) -> torch.Tensor:
-    """[R, C] -> [rows, 1, ..., C] for an output [rows, ..., width].
-
-    A module may see the tokens of all rows one after another: each row is then as many neighbours.
-
-    Args:
-        may_widen: an output of one row may become as many as there are strengths: positions are
-            embedded once for the whole batch.
-
-    Raises:
-        AlignvecError: the rows are no multiple of the strengths.
-    """
-    rows, wanted = len(strengths), len(output)
-    if rows not in (1, wanted) and not (may_widen and wanted == 1):
-        if wanted % rows:
-            raise AlignvecError(f"{rows} settings for a batch of {wanted}")
-        strengths = strengths.repeat_interleave(wanted // rows, 0)
-    return strengths.view(len(strengths), *(1,) * (output.ndim - 2), strengths.shape[1])
 
 
 def not_gateable(name: str, why: str) -> AlignvecError:

@@ -44,17 +44,27 @@ def extract(
         deltas = read_adapter(Path(aligned), base_weights)
     else:
         deltas = _subtract(base_weights, open_weights(aligned), allow_missing)
+    calibration = training.pop("calibration", None)  # a line has its levels from training
     found = ModelDelta(
         deltas,
         base_id(base),
         name or "alignment vector",
         training,
-        transposed=transposed_weights(base, deltas),
+        calibration,
+        transposed_weights(base, deltas),
     )
     if not deltas:
         logger.warning("the two models are equal: a vector that changes nothing")
     live = any(not isinstance(source, str | Path) for source in (base, aligned))
     return found.in_memory() if live else found  # a live model may change later
+
+
+def bank_knobs(aligned: str | Path) -> list[str]:
+    """The knobs of a bank, which has an adapter of each in a folder; none of anything else."""
+    folder = Path(aligned)
+    if any((folder / file).exists() for file in ("adapter_config.json", "config.json")):
+        return []
+    return sorted(file.parent.name for file in folder.glob("*/adapter_config.json"))
 
 
 def _subtract(base: Weights, aligned: Weights, allow_missing: Sequence[str]) -> dict[str, Delta]:
