@@ -1,12 +1,16 @@
 """From what was measured to units: by hand, and what is safe on a model with a known retention."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from alignvec.data import Record
 from alignvec.errors import AlignvecError
 from alignvec.evaluate.retention import Retention
+from alignvec.evaluate.text import TextQuality
 from alignvec.search import calibrate as module
-from alignvec.search.calibrate import calibrate, fit_calibration
+from alignvec.search.calibrate import calibrate, fit_calibration, trained_places
 
 LEVELS = ["avoidance", "generic", "expert"]
 STRENGTHS = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
@@ -57,7 +61,7 @@ def test_a_rate_that_falls_is_made_to_rise():
 
 
 class Model:
-    vectors = {"k": None, "other": None}  # noqa: RUF012
+    vectors = dict.fromkeys(("k", "other"), SimpleNamespace(training={}))
 
 
 @pytest.fixture
@@ -90,19 +94,67 @@ def measured(monkeypatch):
 
 def test_the_safe_range_keeps_both_bounds(measured):
     records = ["q"] * 3
-    found = calibrate(Model(), "k", records, LEVELS, (-2, 2), 5, most_kl=0.3, most_perplexity=9)
+    found = calibrate(
+        Model(), "k", records, LEVELS, (-2, 2), 5, answers=0, most_kl=0.3, most_perplexity=9
+    )
     assert found.safe == (-1, 1)  # KL is .25 at 1 and .5 at 2
     assert found.queries == 3
     assert [tuple(setting) for setting in measured] == [(0, s) for s in (-2, -1, 0, 1, 2)]
-    found = calibrate(Model(), "k", records, LEVELS, (-2, 2), 5, most_kl=9, most_perplexity=1.5)
+    found = calibrate(
+        Model(), "k", records, LEVELS, (-2, 2), 5, answers=0, most_kl=9, most_perplexity=1.5
+    )
     assert found.safe == (-2, 1)  # perplexity rises on one side only
-    found = calibrate(Model(), "k", records, LEVELS, (-2, 2), 5, most_kl=0.25, most_perplexity=9)
+    found = calibrate(
+        Model(), "k", records, LEVELS, (-2, 2), 5, answers=0, most_kl=0.25, most_perplexity=9
+    )
     assert found.safe == (-1, 1)  # the bound itself is safe
-    found = calibrate(Model(), "k", records, LEVELS, (-2, 2), 5, most_kl=0.01, most_perplexity=9)
+    found = calibrate(
+        Model(), "k", records, LEVELS, (-2, 2), 5, answers=0, most_kl=0.01, most_perplexity=9
+    )
     assert found.safe == (0, 0)
     measured.clear()
-    calibrate(Model(), "k", records, LEVELS, (-1, 2), 2)
+    calibrate(Model(), "k", records, LEVELS, (-1, 2), 2, answers=0)
     assert [setting[1] for setting in measured] == [-1, 0, 2]  # the base is always measured
+
+
+class Writer:
+    """Its answers go round in circles beyond 1; one word a strength otherwise."""
+
+    def __init__(self, model, queries):
+        self.queries = queries
+
+    def __call__(self, setting):
+        strength = setting.get("k", 0.0)
+        return {"greedy": TextQuality(len(self.queries), 0.5 if strength > 1 else 0.0, 9.0, 1.0)}
+
+    def quality(self, texts):
+        assert len(texts) == len(self.queries)
+        return TextQuality(len(texts), 0.0, 9.0, 1.0)
+
+
+def test_it_is_safe_where_the_answers_are_texts(measured, monkeypatch):
+    monkeypatch.setattr(module, "AnswerProbe", Writer)
+    records = [
+        Record(id=str(n), query=f"q {n}?", levels=dict.fromkeys(LEVELS, "so.")) for n in range(3)
+    ]
+    loose = {"most_kl": 9, "most_perplexity": 9}
+    found = calibrate(Model(), "k", records, LEVELS, (-2, 2), 5, **loose)
+    assert found.safe == (-2, 1)
+    found = calibrate(Model(), "k", records, LEVELS, (-2, 2), 5, answers=0, **loose)
+    assert found.safe == (-2, 2)
+
+
+def test_levels_that_training_placed_are_checked_and_kept(measured, monkeypatch):
+    places = {"avoidance": -1.0, "generic": 0.3, "expert": 1.0}
+    knobs = {"k": SimpleNamespace(training={"levels": places}), "other": None}
+    monkeypatch.setattr(Model, "vectors", knobs)
+    found = calibrate(Model(), "k", ["q"], LEVELS, (-2, 2), 5, answers=0)
+    assert found.levels == places
+    assert [setting[1] for setting in measured] == [-2, -1, 0, 0.3, 1, 2]
+    # Of other levels, or damaged, it says nothing.
+    for stored in ({"a": 1.0}, {**places, "expert": "far"}, {**places, "expert": float("nan")}, 3):
+        vector = SimpleNamespace(training={"levels": stored})
+        assert trained_places(vector, LEVELS) == {}
 
 
 def test_nothing_to_calibrate_is_refused(measured):

@@ -129,6 +129,23 @@ def test_a_surface_goes_through_what_it_visited_and_finds_what_the_grid_finds():
         assert (np.abs(found) <= 2).all()
 
 
+def test_a_surface_begins_where_training_put_the_levels():
+    """Each query goes there, at no place twice; a knob that was trained elsewhere roams."""
+    scorer = Landscape(each=2)
+    places = [[-1.0, 0.5, 1.0, 9.0], []]  # one lies beyond the bounds
+    Surface(Objective(scorer, BOUNDS, places), passes=12, seed=1)
+    points = np.array(scorer.seen)
+    for query in range(4):
+        assert sorted(points[1:4, query, 0]) == [-1.0, 0.5, 1.0]
+        assert len(set(points[1:4, query, 1])) == 3
+    both = Objective(Landscape(each=2), BOUNDS, [[-1.0, 0.0, 1.0]] * 2)
+    found = Surface(both, passes=32, seed=1).solve(TARGETS)
+    wanted = Grid(both, 41**2).solve(TARGETS)
+    for target, at, best in zip(TARGETS, found, wanted, strict=True):
+        got, most = (both(s[None], both.scorer(s)[None], [target])[0, 0] for s in (at, best))
+        assert got > most - 0.02
+
+
 def test_a_surface_takes_eight_passes_for_each_knob_that_acts_on_a_query():
     routed = np.array([[True, False]] * 4 + [[False, True]] * 4)
     for acting, passes in ((None, 16), (routed, 8)):

@@ -1,14 +1,17 @@
-"""`alignvec eval`: preference rates of a setting, or along a knob."""
+"""`alignvec eval`, `alignvec leak`: what a setting does, a knob from end to end, all domains."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from alignvec.cli.inputs import knob_model, records_of, source_name
 from alignvec.cli.options import (
+    Answers,
     AnyBase,
     AsJson,
     BaseArgument,
@@ -23,6 +26,10 @@ from alignvec.cli.options import (
 )
 from alignvec.cli.output import print_json, print_table, written
 from alignvec.errors import AlignvecError
+
+if TYPE_CHECKING:
+    from alignvec.data.records import Record
+    from alignvec.evaluate.text import TextQuality
 
 app = typer.Typer()
 
@@ -51,19 +58,30 @@ def evaluate(
         str | None,
         typer.Option(metavar="KNOB=START:STOP:STEP", help="Measure a knob from end to end."),
     ] = None,
+    answers: Answers = 8,
+    reader: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BASE",
+            help="Another model, to say how likely it finds the answers. Default: "
+            "the base with its knobs at 0.",
+        ),
+    ] = None,
     any_base: AnyBase = False,
     dtype: Dtype = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Preference rates: which level the model finds most likely, over a set of queries.
+    """Preference rates: which level the model finds most likely, and what it writes beside.
 
-    Writes rates.json, or with --sweep sweep.json and a figure (PNG, SVG). A killed sweep goes on
-    where it was.
+    Writes rates.json and answers.json, or with --sweep sweep.json and a figure (PNG, SVG). A killed
+    sweep goes on where it was.
     """
+    from alignvec.base.load import load_base
     from alignvec.data.pairs import parse_order
     from alignvec.evaluate.rates import preference_rates, response_rows
     from alignvec.evaluate.sweep import sweep as measure
+    from alignvec.evaluate.text import AnswerProbe
     from alignvec.files import write_json
     from alignvec.knobs.setting import parse_sweep
     from alignvec.report.evaluate import draw_sweep, rates_table, sweep_table
@@ -76,16 +94,27 @@ def evaluate(
     check_folder(out)
     model, settings = knob_model(base, vector, setting, any_base, dtype, device)
     model.set(settings[0])
+    probe = None
+    if answers:
+        read_by = load_base(reader, dtype, device) if reader else None
+        asked = [record.query for record in records[:answers]]
+        probe = AnswerProbe(model, asked, read_by)
     if turn is None:
         rows = response_rows(model.tokenizer, records, order)
         rates = preference_rates(model.model, rows, order)
         result: dict[str, Any] = {"setting": settings[0], "levels": order, **asdict(rates)}
-        write_json(out / "rates.json", result)
-        table = rates_table(order, [(written(settings[0]), rates)])
         files = [out / "rates.json"]
+        text = probe and probe(settings[0])
+        if probe and text:
+            off = dict.fromkeys(settings[0], 0.0)
+            result |= {"text": _to_json(text), "base": _to_json(probe(off))}
+            files.append(out / "answers.json")
+            write_json(files[-1], {"queries": probe.queries, **probe.answers(settings[0])})
+        write_json(files[0], result)
+        table = rates_table(order, [(written(settings[0]), rates)], [text] if text else ())
     else:
         knob, strengths = turn
-        found = measure(model, knob, strengths, records, order, out / "sweep.json")
+        found = measure(model, knob, strengths, records, order, out / "sweep.json", probe)
         draw_sweep(found, out / "sweep", f"{source_name(data)} {domain or ''}".strip())
         result = found.to_json()
         table = sweep_table(found)
@@ -95,3 +124,60 @@ def evaluate(
         return
     print_table(table)
     typer.echo("written: " + ", ".join(str(path) for path in files))
+
+
+@app.command(
+    epilog="Example: alignvec leak embedded --vector medical=bank-av/medical --vector "
+    "legal=bank-av/legal"
+)
+def leak(
+    base: BaseArgument,
+    vector: Vectors = [],  # noqa: B006
+    data: Data = "builtin",
+    split: Split = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many records a domain.")] = None,
+    levels: Annotated[
+        str, typer.Option(help="The levels to compare, from low to high.")
+    ] = "avoidance,generic,expert",
+    dtype: Dtype = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """What each knob does to each domain and to neutral text, alone, at each of its levels.
+
+    The matrix goes into the metadata of each vector, beside its calibration.
+    """
+    from alignvec.data.pairs import parse_order
+    from alignvec.evaluate.leak import measure_leak
+    from alignvec.knobs.calibration import Calibration
+    from alignvec.report.evaluate import leak_table
+    from alignvec.vector.store import write_calibration
+
+    order = parse_order(levels)
+    by_domain: dict[str, list[Record]] = {}
+    for record in records_of(data, order, None, split, "test"):
+        by_domain.setdefault(record.domain, []).append(record)
+    model, _ = knob_model(base, vector, [], False, dtype, device)
+    if not model.vectors:
+        raise AlignvecError("leak takes one or more --vector")
+    known = {
+        knob: Calibration.read(knob, vector.calibration) for knob, vector in model.vectors.items()
+    }
+    for knob, calibration in known.items():
+        if list(calibration.levels) != order:
+            raise AlignvecError(f"knob '{knob}' has the levels {', '.join(calibration.levels)}")
+    records = [record for some in by_domain.values() for record in some[:limit]]
+    found = measure_leak(model, {knob: one.levels for knob, one in known.items()}, records)
+    folders = dict(text.split("=", 1) for text in vector)
+    for one in found:
+        if Path(folders[one.knob]).is_dir():  # a hub id has no place to write to
+            told = known[one.knob].model_copy(update={"leak": one.for_calibration()})
+            write_calibration(Path(folders[one.knob]), told.model_dump())
+    if as_json:
+        print_json([one.to_json() for one in found])
+    else:
+        print_table(leak_table(found, len(records)))
+
+
+def _to_json(text: Mapping[str, TextQuality]) -> dict[str, Any]:
+    return {way: asdict(quality) for way, quality in text.items()}

@@ -43,8 +43,14 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: CUDA i
 AnyBase = Annotated[
     bool, typer.Option("--any-base", help="Put a vector on a base that is not its own.")
 ]
-
-
+Answers = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Queries that are answered, greedily and sampled, to see whether the text stays "
+        "sound; 0 for none.",
+    ),
+]
 StoredDtype = Annotated[
     str | None,
     typer.Option(

@@ -13,7 +13,10 @@ from alignvec.cli.output import print_json
 app = typer.Typer()
 
 
-@app.command(epilog="Example: alignvec route embedded --data builtin -o router")
+@app.command(
+    epilog="Example: alignvec route embedded --data builtin -o router\n\n"
+    "Example: alignvec route embedded --reads text -o router     (acts in front of any engine)"
+)
 def route(
     base: BaseArgument,
     out: Out,
@@ -21,6 +24,10 @@ def route(
     sure: Annotated[
         float, typer.Option(min=0, max=1, help="Below this probability a query has no domain.")
     ] = 0.5,
+    reads: Annotated[
+        str,
+        typer.Option(help="hidden (the base's hidden states) or text (its words; no model)."),
+    ] = "hidden",
     overwrite: Overwrite = False,
     dtype: Dtype = None,
     device: Device = None,
@@ -28,8 +35,8 @@ def route(
 ) -> None:
     """A classifier from a query to its domain, so that a knob acts on its own domain alone.
 
-    Linear, on the base's own hidden states; trained on all but the data's test part, which gives
-    the accuracy that is reported.
+    Linear, on the base's own hidden states or on the words alone; trained on all but the data's
+    test part, which gives the accuracy that is reported.
     """
     from alignvec.base.load import load_base
     from alignvec.data.splits import split_of
@@ -38,14 +45,15 @@ def route(
 
     check_free(out, overwrite)
     records = records_of(data, [], None, "all", "all")
-    loaded = load_base(base, dtype, device)
+    loaded = load_base(base, dtype, device) if reads == "hidden" else None
+    model, tokenizer = (loaded.model, loaded.tokenizer) if loaded else (None, None)
     train, test = (
         [record for record in records if (split_of(record.id) == "test") == held_out]
         for held_out in (False, True)
     )
     queries, domains = [r.query for r in train], [r.domain for r in train]
-    router = Router.fit(loaded.model, loaded.tokenizer, queries, domains, sure)
-    found = router.domain(loaded.model, loaded.tokenizer, [record.query for record in test])
+    router = Router.fit(model, tokenizer, queries, domains, sure, reads)
+    found = router.domain(model, tokenizer, [record.query for record in test])
     right = sum(record.domain == domain for record, domain in zip(test, found, strict=True))
     router.save(out, overwrite)
     result = {"domains": router.domains, "train": len(train), "test": len(test), "right": right,

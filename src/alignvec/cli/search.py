@@ -9,6 +9,7 @@ import typer
 
 from alignvec.cli.inputs import knob_model, records_of, vectors_and_settings
 from alignvec.cli.options import (
+    Answers,
     AnyBase,
     AsJson,
     BaseArgument,
@@ -158,6 +159,7 @@ def calibrate(
     most_perplexity: Annotated[
         float, typer.Option(help="Safe: so many times the base's perplexity there.")
     ] = 1.5,
+    answers: Answers = 8,
     dtype: Dtype = None,
     device: Device = None,
     as_json: AsJson = False,
@@ -176,7 +178,9 @@ def calibrate(
     _, (low, high) = parse_limits(f"{knob}={limits}")
     records = records_of(data, order, domain, split, "validation")
     model, _ = knob_model(base, [vector], [], False, dtype, device)
-    found = measure(model, knob, records, order, (low, high), steps, most_kl, most_perplexity)
+    found = measure(
+        model, knob, records, order, (low, high), steps, most_kl, most_perplexity, answers
+    )
     write_calibration(Path(folder), found.model_dump())
     if as_json:
         print_json(found.model_dump())

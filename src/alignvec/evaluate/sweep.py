@@ -1,11 +1,11 @@
-"""A knob turned step by step, the preference rates at each step (the paper's Figure 2)."""
+"""A knob turned step by step: at each the preference rates (the paper's Figure 2) and the text."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 from alignvec.data import Record
 from alignvec.errors import AlignvecError, check_known
 from alignvec.evaluate.rates import Rates, preference_rates, response_rows
+from alignvec.evaluate.text import AnswerProbe, TextQuality, sound
 from alignvec.files import read_json, write_json
 from alignvec.knobs.model import KnobModel
 from alignvec.progress import progress
@@ -22,12 +23,33 @@ from alignvec.progress import progress
 
 @dataclass
 class Sweep:
-    """Rates over the strengths of one knob, in the order of strength."""
+    """Rates over the strengths of one knob, in the order of strength.
+
+    Attributes:
+        text: what the answers at each strength are like, greedy and sampled; None if not asked for.
+        base: the same with the knob at 0.
+        references: level -> what its reference responses are like.
+    """
 
     knob: str
     levels: list[str]
     strengths: list[float] = field(default_factory=list)
     rates: list[Rates] = field(default_factory=list)
+    text: list[dict[str, TextQuality] | None] = field(default_factory=list)
+    base: dict[str, TextQuality] | None = None
+    references: dict[str, TextQuality] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.text = self.text or [None] * len(self.strengths)
+
+    def sound(self, index: int) -> bool | None:
+        """Whether the greedy answers at a strength are as sound as the base's; None if unknown."""
+        found = self.text[index]
+        if found is None or self.base is None:
+            return None
+        rates = self.rates[index].rate
+        level = max(rates, key=rates.__getitem__)
+        return sound(found["greedy"], self.base["greedy"], self.references.get(level))
 
     def best(self, level: str) -> tuple[float, float]:
         """(strength, rate) where a level's rate is highest, the smallest turn among equals."""
@@ -67,9 +89,18 @@ class Sweep:
                 for level in self.levels
                 for value in [self.spearman(level)]
             },
+            "base": self.base and _to_json(self.base),
+            "references": _to_json(self.references),
             "points": [
-                {"strength": strength, **asdict(rates)}
-                for strength, rates in zip(self.strengths, self.rates, strict=True)
+                {
+                    "strength": strength,
+                    **asdict(rates),
+                    "text": text and _to_json(text),
+                    "sound": self.sound(index),
+                }
+                for index, (strength, rates, text) in enumerate(
+                    zip(self.strengths, self.rates, self.text, strict=True)
+                )
             ],
         }
 
@@ -77,8 +108,13 @@ class Sweep:
     def from_json(cls, value: dict[str, Any]) -> Sweep:
         points = [dict(point) for point in value["points"]]
         strengths = [point.pop("strength") for point in points]
+        for point in points:
+            point.pop("sound", None)  # follows from the rest
+        text = [_from_json(point.pop("text", None)) for point in points]
         rates = [Rates(**point) for point in points]
-        return cls(value["knob"], value["levels"], strengths, rates)
+        base = _from_json(value.get("base"))
+        references = _from_json(value.get("references")) or {}
+        return cls(value["knob"], value["levels"], strengths, rates, text, base, references)
 
 
 def sweep(
@@ -88,10 +124,12 @@ def sweep(
     records: Sequence[Record],
     levels: Sequence[str],
     save_to: Path | None = None,
+    probe: AnswerProbe | None = None,
 ) -> Sweep:
     """Measure the preference rates at each strength; the other knobs stay where they are.
 
     Args:
+        probe: of the first records' queries: the answers are measured, too.
         save_to: a JSON file, written after every point. If it already holds points of the same
             model, vector, records and levels, those are taken from it: a killed sweep goes on.
 
@@ -100,26 +138,49 @@ def sweep(
     """
     check_known("knob", knob, model.vectors)
     setting = model.setting
-    identity = _identity(model, knob, records, levels)
+    identity = _identity(model, knob, records, levels, probe)
     known = _known_points(save_to, identity)
     done = Sweep(knob, list(levels))
+    if probe is not None:
+        asked = records[: len(probe.queries)]
+        done.base = probe({**setting, knob: 0.0})
+        done.references = {
+            level: probe.quality([record.levels[level] for record in asked]) for level in levels
+        }
     rows = response_rows(model.tokenizer, records, levels)
     with progress("sweeping", "query", len(rows) * len(set(strengths))) as bar:
         for strength in sorted(set(strengths)):
+            turned = {**setting, knob: strength}
             if strength in known:
-                rates = known[strength]
+                rates, text = known[strength]
                 bar.update(len(rows))
             else:
-                with model.at({**setting, knob: strength}):
+                with model.at(turned):
                     rates = preference_rates(model.model, rows, levels)
+                text = probe(turned) if probe else None
             done.strengths.append(strength)
             done.rates.append(rates)
+            done.text.append(text)
             if save_to is not None:
                 write_json(save_to, {"identity": identity, "setting": setting, **done.to_json()})
     return done
 
 
-def _identity(model: KnobModel, knob: str, records: Sequence[Record], levels: Sequence[str]) -> str:
+def _to_json(found: Mapping[str, TextQuality]) -> dict[str, Any]:
+    return {name: asdict(quality) for name, quality in found.items()}
+
+
+def _from_json(value: Mapping[str, Any] | None) -> dict[str, TextQuality] | None:
+    return None if value is None else {name: TextQuality(**one) for name, one in value.items()}
+
+
+def _identity(
+    model: KnobModel,
+    knob: str,
+    records: Sequence[Record],
+    levels: Sequence[str],
+    probe: AnswerProbe | None,
+) -> str:
     """A hash of everything that a point depends on but its strength."""
     parts = [
         {name: vector.fingerprint() for name, vector in model.vectors.items()},
@@ -129,11 +190,14 @@ def _identity(model: KnobModel, knob: str, records: Sequence[Record], levels: Se
         str(model.model.dtype),
         [[record.query, *(record.levels[level] for level in levels)] for record in records],
         list(levels),
+        probe and probe.identity,
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _known_points(file: Path | None, identity: str) -> dict[float, Rates]:
+def _known_points(
+    file: Path | None, identity: str
+) -> dict[float, tuple[Rates, dict[str, TextQuality] | None]]:
     if file is None or not file.exists():
         return {}
     try:
@@ -143,4 +207,5 @@ def _known_points(file: Path | None, identity: str) -> dict[float, Rates]:
         earlier = Sweep.from_json(content)
     except (AlignvecError, KeyError, TypeError):
         return {}  # not ours, or of another version: measured anew
-    return dict(zip(earlier.strengths, earlier.rates, strict=True))
+    points = zip(earlier.rates, earlier.text, strict=True)
+    return dict(zip(earlier.strengths, points, strict=True))

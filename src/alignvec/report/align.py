@@ -1,11 +1,15 @@
-"""How a training went."""
+"""How a training went, and what came of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
+from alignvec.evaluate.check import LevelCheck
+from alignvec.report.evaluate import rates_table
 from alignvec.report.figure import figure
 
 
@@ -27,3 +31,25 @@ def draw_training(record: Mapping[str, Any], path: Path) -> None:
             loc="left",
             fontsize=12,
         )
+
+
+def checks_table(knob: str, checks: Sequence[LevelCheck]) -> Table:
+    """A line for the base and for each level, in the order of strength."""
+    ordered = sorted(checks, key=lambda check: check.strength)
+    levels = [check.level for check in ordered if check.level]
+    return rates_table(
+        levels,
+        [(f"{knob}={check.level or 0}", check.rates) for check in ordered],
+        [check.text for check in ordered],
+        [index for index, check in enumerate(ordered) if not check.sound],
+    )
+
+
+def broken(knob: str, check: LevelCheck, base: LevelCheck) -> str:
+    """A level whose answers are less sound than the base's, in a line."""
+    at, before = check.text["greedy"], base.text["greedy"]
+    return (
+        f"knob '{knob}' at {check.strength:g} ({check.level}): the text suffers: "
+        f"{at.repeated:.2f} of 4-grams repeated (base {before.repeated:.2f}), "
+        f"{at.words:.0f} words (base {before.words:.0f}); the safe range leaves it out"
+    )

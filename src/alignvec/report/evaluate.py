@@ -1,25 +1,43 @@
-"""Preference rates: a table, and the figure of a sweep."""
+"""Preference rates and the text beside them: a table, and the figure of a sweep."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from rich.table import Table
 
+from alignvec.evaluate.leak import Leak
 from alignvec.evaluate.rates import Rates
 from alignvec.evaluate.sweep import Sweep
-from alignvec.report.figure import MARKERS, colour_of, figure
+from alignvec.evaluate.text import TextQuality
+from alignvec.report.figure import MARKERS, colour_of, stacked
+
+Text = Mapping[str, TextQuality]  # greedy and sampled
 
 
-def rates_table(levels: Sequence[str], lines: Sequence[tuple[str, Rates]]) -> Table:
-    """A line a setting, each with what it is called; the highest rate in bold."""
+def rates_table(
+    levels: Sequence[str],
+    lines: Sequence[tuple[str, Rates]],
+    texts: Sequence[Text | None] = (),
+    unsound: Collection[int] = (),
+) -> Table:
+    """A line a setting, each with what it is called; the highest rate in bold.
+
+    Args:
+        texts: what the answers under each setting are like.
+        unsound: the lines whose answers are not as sound as the base's.
+    """
     table = Table(title=f"preference rates, {lines[0][1].queries} queries (95% interval)")
     table.add_column("setting")
     for level in levels:
         table.add_column(level, justify="right")
-    for setting, rates in lines:
+    if any(texts):
+        for name in ("repeated", "words", "ended"):
+            table.add_column(name, justify="right")
+    for index, (setting, rates) in enumerate(lines):
         top = max(rates.rate, key=rates.rate.__getitem__)
         cells = [
             f"{rates.rate[level]:.2f} ({low:.2f}-{high:.2f})"
@@ -30,25 +48,58 @@ def rates_table(levels: Sequence[str], lines: Sequence[tuple[str, Rates]]) -> Ta
             f"[bold]{cell}[/bold]" if level == top else cell
             for level, cell in zip(levels, cells, strict=True)
         ]
-        table.add_row(setting, *styled)
+        said = _text_cells(texts[index] if texts else None)
+        table.add_row(
+            setting, *styled, *(f"[red]{c}[/red]" if index in unsound else c for c in said)
+        )
     return table
+
+
+def _text_cells(text: Text | None) -> list[str]:
+    """Of greedy and of sampled answers: repeated 4-grams, words, finished sentences."""
+    if text is None:
+        return []
+    both = [text[way] for way in ("greedy", "sampled")]
+    return [
+        " ".join(f"{quality.repeated:.2f}" for quality in both),
+        " ".join(f"{quality.words:.0f}" for quality in both),
+        " ".join(f"{quality.finished:.2f}" for quality in both),
+    ]
 
 
 def sweep_table(sweep: Sweep) -> Table:
     """A line a strength, and below them what each level reaches."""
     points = zip(sweep.strengths, sweep.rates, strict=True)
-    table = rates_table(sweep.levels, [(f"{sweep.knob}={s:g}", rates) for s, rates in points])
+    lines = [(f"{sweep.knob}={s:g}", rates) for s, rates in points]
+    unsound = [index for index in range(len(lines)) if sweep.sound(index) is False]
+    table = rates_table(sweep.levels, lines, sweep.text if sweep.base else (), unsound)
     table.caption = "; ".join(
         f"{level}: at most {rate:.2f} (at {strength:g}), Spearman {sweep.spearman(level):.2f}"
         for level in sweep.levels
         for strength, rate in [sweep.best(level)]
     )
+    if sweep.base is not None:
+        table.caption += (
+            f"\ntext of {sweep.base['greedy'].answers} answers, greedy and sampled: share of "
+            "repeated 4-grams, words, share that end with a sentence; red: greedy answers less "
+            "sound than the base's"
+        )
     return table
 
 
 def draw_sweep(sweep: Sweep, path: Path, title: str = "") -> None:
-    """Rate against strength, a line and a 95% band per level (the paper's Figure 2)."""
-    with figure(path) as axes:
+    """Rate against strength, a line and a 95% band per level (the paper's Figure 2).
+
+    Below it, if answers were measured, how much of them is repeated; grey where the greedy ones are
+    less sound than the base's.
+    """
+    with_text = sweep.base is not None
+    with stacked(path, (3, 1) if with_text else (1,), height=5.2 if with_text else 4.2) as panels:
+        axes = panels[0]
+        if sweep.base is not None:
+            _draw_repetition(sweep, panels[1], sweep.base)
+            for panel in panels:
+                _shade_unsound(sweep, panel)
         for index, level in enumerate(sweep.levels):
             colour = colour_of(level, index)
             rate = [rates.rate[level] for rates in sweep.rates]
@@ -67,12 +118,32 @@ def draw_sweep(sweep: Sweep, path: Path, title: str = "") -> None:
         if min(sweep.strengths) <= 1 <= max(sweep.strengths):
             _mark(axes, 1, "aligned")
         axes.set_ylim(-0.03, 1.03)
-        axes.set_xlabel(f"strength of the {sweep.knob} knob (lambda)")
+        panels[-1].set_xlabel(f"strength of the {sweep.knob} knob (lambda)")
         axes.set_ylabel("preference rate")
         if title:
             axes.set_title(title, loc="left", pad=22, fontsize=12)
         queries = sweep.rates[0].queries
         axes.legend(frameon=False, title=f"{queries} queries, 95% bands", loc="center left")
+
+
+def _draw_repetition(sweep: Sweep, axes: Axes, base: Text) -> None:
+    for way, style in (("greedy", "-"), ("sampled", "--")):
+        values = [text[way].repeated if text else math.nan for text in sweep.text]
+        axes.plot(sweep.strengths, values, color="#333333", linestyle=style, label=way)
+    axes.axhline(base["greedy"].repeated, color="#999999", linewidth=1, linestyle=":")
+    axes.set_ylim(0, 1)
+    axes.set_ylabel("repeated\n4-grams")
+    axes.legend(frameon=False, fontsize=9, loc="upper right", ncols=2)
+
+
+def _shade_unsound(sweep: Sweep, axes: Axes) -> None:
+    """Grey around each strength whose answers are less sound than the base's."""
+    at = sweep.strengths
+    for index, here in enumerate(at):
+        if sweep.sound(index) is False:
+            left = (at[max(0, index - 1)] + here) / 2
+            right = (at[min(len(at) - 1, index + 1)] + here) / 2
+            axes.axvspan(left, right, color="#DDDDDD", linewidth=0, zorder=0)
 
 
 def _mark(axes: Axes, strength: float, name: str) -> None:
@@ -81,3 +152,25 @@ def _mark(axes: Axes, strength: float, name: str) -> None:
         name, (strength, 1.03), xycoords=("data", "axes fraction"), ha="center", color="#666666",
         fontsize=10,
     )  # fmt: skip
+
+
+def leak_table(leaks: Sequence[Leak], queries: int) -> Table:
+    """A line a knob and level: how much the level's rate rises in each domain; its own in bold."""
+    domains = list(next(iter(leaks[0].effect.values())))
+    table = Table(title=f"rise of a level's rate, one knob at a time, {queries} queries")
+    for name in ("knob", "at", *domains, "normalised leak", "neutral text"):
+        table.add_column(name, justify="left" if name in ("knob", "at") else "right")
+    for leak in leaks:
+        for level, rises in leak.effect.items():
+            share = leak.normalised(level)
+            table.add_row(
+                leak.knob,
+                level,
+                *(
+                    f"[bold]{rises[d]:+.2f}[/bold]" if d == leak.home else f"{rises[d]:+.2f}"
+                    for d in domains
+                ),
+                "-" if share is None else f"{share:.2f}",
+                f"{leak.neutral[level]:.3f} nats",
+            )
+    return table

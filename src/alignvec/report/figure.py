@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,15 @@ def colour_of(level: str, index: int = 0) -> str:
 @contextmanager
 def figure(path: Path, width: float = 7.0, height: float = 4.2) -> Iterator[Axes]:
     """Yield axes to draw on, then write `path`.png and `path`.svg."""
+    with stacked(path, (1.0,), width, height) as (axes,):
+        yield axes
+
+
+@contextmanager
+def stacked(
+    path: Path, heights: Sequence[float], width: float = 7.0, height: float = 4.2
+) -> Iterator[list[Axes]]:
+    """Yield axes one above the other that share their x, then write `path`.png and `path`.svg."""
     style: Any = {
         "font.size": 11,
         "axes.spines.top": False,
@@ -40,7 +49,10 @@ def figure(path: Path, width: float = 7.0, height: float = 4.2) -> Iterator[Axes
     dpi = min(160.0, _PIXELS / max(width, height))
     with rc_context(style):
         canvas = FigureCanvasAgg(Figure(figsize=(width, height), layout="constrained"))
-        yield canvas.figure.subplots()
+        axes = canvas.figure.subplots(
+            len(heights), sharex=True, squeeze=False, height_ratios=list(heights)
+        )
+        yield list(axes[:, 0])
         path.parent.mkdir(parents=True, exist_ok=True)
         for suffix in ("png", "svg"):
             metadata = {"Date": None} if suffix == "svg" else None

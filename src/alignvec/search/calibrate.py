@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy.interpolate import PchipInterpolator
@@ -11,10 +12,12 @@ from sklearn.isotonic import IsotonicRegression
 from alignvec.data.records import Record
 from alignvec.errors import AlignvecError, check_known
 from alignvec.evaluate.retention import RetentionProbe
+from alignvec.evaluate.text import AnswerProbe, sound
 from alignvec.knobs.calibration import Calibration
 from alignvec.knobs.model import KnobModel
 from alignvec.progress import progress
 from alignvec.search.scorer import Array, Scorer
+from alignvec.vector.alignment_vector import AlignmentVector
 
 _STEP = 0.05  # between two strengths of the curves
 
@@ -28,8 +31,13 @@ def calibrate(
     steps: int = 13,
     most_kl: float = 0.5,
     most_perplexity: float = 1.5,
+    answers: int = 8,
 ) -> Calibration:
     """Turn a knob from one limit to the other and read off what it does.
+
+    Where its levels are is known of a knob that was trained along its line, and checked here: each
+    place is one of the strengths that are measured. Of any other knob a level is where its rate is
+    highest.
 
     The scores are interpolated query by query between the strengths that are measured; rates never
     fall along the curve (isotonic regression), so every share has one strength.
@@ -40,6 +48,8 @@ def calibrate(
         steps: strengths to measure, evenly spaced; 0 is added.
         most_kl: nats a token on neutral text that the turned model may be from the base.
         most_perplexity: times the base's, likewise.
+        answers: queries that are answered at each strength: it is safe only where the answers are
+            as sound as the base's.
 
     Raises:
         AlignvecError: an unknown knob, or no records.
@@ -47,21 +57,43 @@ def calibrate(
     check_known("knob", knob, model.vectors)
     if not records:
         raise AlignvecError(f"knob '{knob}': no queries to calibrate on")
-    strengths = np.unique([0.0, *np.linspace(*limits, steps)])
+    places = trained_places(model.vectors[knob], levels)
+    strengths = np.unique([0.0, *np.linspace(*limits, steps), *places.values()])
     scorer = Scorer(model, records, levels)
     column = scorer.knobs.index(knob)
     probe = RetentionProbe(model)
+    asked = records[:answers]
+    write = AnswerProbe(model, [record.query for record in asked]) if asked else None
+    base = write({})["greedy"] if write else None
     scores, kept = [], []
     with progress("calibrating", "pass", len(strengths)) as bar:
         for strength in strengths:
             setting = np.zeros(len(scorer.knobs))
             setting[column] = strength
             scores.append(scorer(setting))
-            retention = probe({knob: float(strength)})
-            kept.append(retention.kl <= most_kl and retention.perplexity <= most_perplexity)
+            turned = {knob: float(strength)}
+            retention = probe(turned)
+            safe = retention.kl <= most_kl and retention.perplexity <= most_perplexity
+            if safe and strength and write and base:
+                level = levels[int(np.bincount(scores[-1].argmax(-1)).argmax())]
+                said = write.quality([record.levels[level] for record in asked])
+                safe = sound(write(turned)["greedy"], base, said)
+            kept.append(safe)
             bar.update()
-    safe = _safe_range(strengths, np.array(kept))
-    return fit_calibration(strengths, np.array(scores), safe, levels)
+    calibration = fit_calibration(
+        strengths, np.array(scores), _safe_range(strengths, np.array(kept)), levels
+    )
+    return calibration.model_copy(update={"levels": places}) if places else calibration
+
+
+def trained_places(vector: AlignmentVector, levels: Sequence[str]) -> dict[str, float]:
+    """Level -> strength, from low to high, as a vector was trained; empty if it does not say."""
+    stored = vector.training.get("levels")
+    if not isinstance(stored, Mapping) or set(stored) != set(levels):
+        return {}
+    if not all(isinstance(at, int | float) and math.isfinite(at) for at in stored.values()):
+        return {}
+    return {level: float(stored[level]) for level in levels}
 
 
 def fit_calibration(

@@ -19,10 +19,18 @@ class Objective:
     Attributes:
         scorer: of the queries that are searched on.
         bounds: [K, 2], the lowest and highest strength of each knob.
+        places: of each of K knobs, the strengths within its bounds where training put its levels;
+            none of a knob that was trained elsewhere.
     """
 
-    def __init__(self, scorer: Scorer, bounds: Array) -> None:
+    def __init__(
+        self, scorer: Scorer, bounds: Array, places: Sequence[Sequence[float]] = ()
+    ) -> None:
         self.scorer, self.bounds = scorer, bounds
+        self.places = [
+            [at for at in some if low <= at <= high]
+            for some, (low, high) in zip(places or [()] * len(bounds), bounds, strict=True)
+        ]
         self._domains = np.array(scorer.domains)
 
     def __call__(

@@ -17,6 +17,7 @@ from alignvec.evaluate.retention import RetentionProbe
 from alignvec.knobs.model import KnobModel, Router, domain_of
 from alignvec.knobs.setting import Setting
 from alignvec.progress import progress
+from alignvec.search.calibrate import trained_places
 from alignvec.search.methods import METHODS
 from alignvec.search.methods import method as make_method
 from alignvec.search.objective import PENALTY, Objective
@@ -85,7 +86,8 @@ def search(
         return np.array([_combined(target, parts, found, of_knob) for target in targets])
 
     start = time.perf_counter()
-    finder = make_method(method, Objective(searched, bounds), passes, seed)
+    places = [list(trained_places(vector, levels).values()) for vector in model.vectors.values()]
+    finder = make_method(method, Objective(searched, bounds, places), passes, seed)
     wanted = list(zip(targets, settings(PENALTY), strict=True))
     if front:
         wanted += [(targets[0], settings(penalty)[0]) for penalty in _PENALTIES]

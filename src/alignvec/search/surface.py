@@ -3,13 +3,15 @@
 The score of a response is a smooth function of the strengths. A few passes, in which every query
 visits settings of its own (a scrambled Sobol sequence each; the gate serves them in one batch), are
 interpolated by radial basis functions query by query. From then on no setting costs a model
-evaluation: all targets are sought on the surfaces, in seconds. Because no two queries share their
+evaluation: all targets are sought on the surfaces, in seconds. A third of the passes go where
+training put the levels, if it did, and the search begins there. Because no two queries share their
 points, the errors of the surfaces do not add up in a rate.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 from scipy.interpolate import RBFInterpolator
@@ -44,6 +46,7 @@ class Surface:
             # A power of two is balanced; its first points are spread evenly too.
             unit = sobol.random_base2((passes - 1).bit_length())[: passes - 1]
             points[1:, query] = self._within_bounds(unit)
+            self._visit_places(points[1 : 1 + passes // 3, query], query)
         scores = []
         with progress("searching", "pass", passes) as bar:
             for strengths in points:
@@ -74,7 +77,9 @@ class Surface:
     def solve(self, targets: Sequence[Target], penalty: float = PENALTY) -> Array:
         """[T, K]: the setting that meets each target best on the surfaces."""
         unit = Sobol(len(self.bounds), rng=self.seed).random(_CANDIDATES)
-        candidates = self._within_bounds(unit)
+        # Where training put the levels of all knobs, every combination is one to begin with.
+        known = [some or [0.0] for some in self.objective.places]
+        candidates = np.vstack([self._within_bounds(unit), np.array(list(product(*known)))])
         centres = candidates[self._value(candidates, targets, penalty).argmax(0)]
         for index, target in enumerate(targets):
             reach = (self.bounds[:, 1] - self.bounds[:, 0]) / 4
@@ -85,6 +90,19 @@ class Surface:
                 reach /= 3
         found: Array = centres
         return found
+
+    def _visit_places(self, points: Array, query: int) -> None:
+        """Put settings [P, K] of a query where training put levels, of the knobs that have any.
+
+        Each combination once: no surface goes twice through one point.
+        """
+        acting = self.scorer.acting[query]
+        known = [k for k, places in enumerate(self.objective.places) if places and acting[k]]
+        every = np.array(list(product(*(self.objective.places[k] for k in known))))
+        every = every[every.any(1)]  # the base was the first point
+        np.random.default_rng([self.seed, query, 1]).shuffle(every)
+        some = every[: len(points)]
+        points[: len(some), known] = some
 
     def _value(self, strengths: Array, targets: Sequence[Target], penalty: float) -> Array:
         return self.objective(strengths, self.scores(strengths), targets, penalty)

@@ -1,0 +1,169 @@
+"""What a setting writes: whether its answers are still texts.
+
+A preference rate compares the likelihoods of given responses; it is high, too, where the model
+itself writes loops and fragments. So answers are written, greedily and sampled, and measured beside
+the rate: repetition, length, whether they end, and how likely a reader finds them that no knob
+turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from alignvec.base.load import Base
+from alignvec.base.logprobs import Row
+from alignvec.base.prompts import prompt_tokens
+from alignvec.evaluate.likelihood import response_scores
+from alignvec.knobs.model import KnobModel
+from alignvec.knobs.setting import SettingLike
+from alignvec.progress import progress
+
+LENGTH = 128  # tokens of an answer, at most
+_SAMPLING = {"do_sample": True, "temperature": 1.0, "top_p": 0.95}
+_ENDINGS = (".", "!", "?", "…", "。", "！", "？")
+_CLOSING = "\"'”’)]*_ \n"
+
+
+@dataclass(frozen=True)
+class TextQuality:
+    """Means over answers.
+
+    Attributes:
+        answers: how many.
+        repeated: share of 4-grams of words that stand earlier in the same answer, in [0, 1].
+        words: in an answer.
+        finished: share of answers that end with a sentence's end, in [0, 1].
+        likelihood: natural log a token under the reader; an empty answer has none.
+    """
+
+    answers: int
+    repeated: float
+    words: float
+    finished: float
+    likelihood: float | None = None
+
+
+def text_quality(texts: Sequence[str], likelihoods: Sequence[float] | None = None) -> TextQuality:
+    """Measure some texts.
+
+    Args:
+        likelihoods: of each, as `reading` gives them.
+    """
+    known = [value for value in likelihoods or [] if not np.isnan(value)]
+    return TextQuality(
+        answers=len(texts),
+        repeated=round(float(np.mean([repeated(text) for text in texts])), 4),
+        words=round(float(np.mean([len(text.split()) for text in texts])), 2),
+        finished=round(float(np.mean([finished(text) for text in texts])), 4),
+        likelihood=round(float(np.mean(known)), 4) if known else None,
+    )
+
+
+def repeated(text: str, length: int = 4) -> float:
+    """The share of n-grams of words that stand earlier in the text; 0 if it is shorter than one."""
+    words = text.split()
+    grams = [tuple(words[start : start + length]) for start in range(len(words) - length + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def finished(text: str) -> bool:
+    """Whether a text ends where a sentence does."""
+    return text.rstrip(_CLOSING).endswith(_ENDINGS)
+
+
+def reading(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    queries: Sequence[str],
+    texts: Sequence[str],
+) -> list[float]:
+    """How likely a model finds each text as an answer: natural log a token; NaN of an empty one."""
+    found = np.full(len(texts), np.nan)
+    told = {
+        index: Row(prompt_tokens(tokenizer, query), [tokens])
+        for index, (query, text) in enumerate(zip(queries, texts, strict=True))
+        for tokens in [tokenizer(text, add_special_tokens=False)["input_ids"]]
+        if tokens
+    }
+    for index, (score,) in zip(told, response_scores(model, list(told.values())), strict=True):
+        found[index] = score
+    return found.tolist()
+
+
+class AnswerProbe:
+    """Answers of a model with knobs to some queries, and what they are like.
+
+    Nothing is written twice: the answers of a setting are kept.
+    """
+
+    def __init__(
+        self,
+        model: KnobModel,
+        queries: Sequence[str],
+        reader: Base | None = None,
+        max_new_tokens: int = LENGTH,
+        seed: int = 0,
+    ) -> None:
+        """Put queries to a model.
+
+        Args:
+            reader: another model, to say how likely it finds the answers; by default the base, with
+                every knob at 0.
+            seed: of the sampling.
+        """
+        self.model, self.queries, self._reader = model, list(queries), reader
+        self._length, self._seed = max_new_tokens, seed
+        self._written: dict[tuple[tuple[str, float | str], ...], dict[str, list[str]]] = {}
+
+    @property
+    def identity(self) -> list[Any]:
+        """Everything that the answers depend on but the model with its knobs."""
+        reader = None if self._reader is None else self._reader.name
+        return [self.queries, self._length, self._seed, reader]
+
+    def answers(self, setting: SettingLike) -> dict[str, list[str]]:
+        """`greedy` and `sampled`: an answer to each query."""
+        key = tuple(sorted(setting.items()))
+        if key not in self._written:
+            knobs = [setting] * len(self.queries)
+            with torch.random.fork_rng(), progress("answering", "answer", 2 * len(knobs)) as bar:
+                torch.manual_seed(self._seed)
+                self._written[key] = {}
+                ways: dict[str, dict[str, Any]] = {"greedy": {}, "sampled": _SAMPLING}
+                for way, options in ways.items():
+                    self._written[key][way] = self.model.generate(
+                        self.queries, knobs, self._length, **options
+                    )
+                    bar.update(len(knobs))
+        return self._written[key]
+
+    def __call__(self, setting: SettingLike) -> dict[str, TextQuality]:
+        """`greedy` and `sampled`: what the answers are like under a setting."""
+        return {way: self.quality(texts) for way, texts in self.answers(setting).items()}
+
+    def quality(self, texts: Sequence[str]) -> TextQuality:
+        """What texts are like that answer the queries one by one, such as reference responses."""
+        if self._reader is None:
+            with self.model.at({}):
+                read = reading(self.model.model, self.model.tokenizer, self.queries, texts)
+        else:
+            read = reading(self._reader.model, self._reader.tokenizer, self.queries, texts)
+        return text_quality(texts, read)
+
+
+def sound(found: TextQuality, base: TextQuality, references: TextQuality | None = None) -> bool:
+    """Whether answers are as sound as the base's own.
+
+    No more than .05 of their 4-grams are repeated above the base's, and they are no more than a
+    third shorter or longer than the base's or the references'.
+    """
+    lengths = [base.words] + ([references.words] if references else [])
+    return found.repeated <= base.repeated + 0.05 and (
+        2 / 3 * min(lengths) <= found.words <= 4 / 3 * max(lengths)
+    )
