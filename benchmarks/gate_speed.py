@@ -33,6 +33,12 @@ from typing import Any
 
 from provenance import made
 
+SHAPES = {  # of random weights
+    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32},
+    "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32,
+           "num_key_value_heads": 8},
+    "tiny": {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4},
+}  # fmt: skip
 KNOBS = ("one", "two", "three")
 Generate = Callable[..., Any]
 
@@ -41,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--vector", help="A low-rank vector of the embedded model; else random.")
-    parser.add_argument("--shape", choices=["embedded", "7b"], default="embedded")
+    parser.add_argument("--shape", choices=["embedded", *SHAPES], default="embedded")
     parser.add_argument("--blocks", type=int, default=4, help="Of the 7B shape.")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--tokens", type=int, default=32, help="New tokens a row.")
@@ -91,8 +97,7 @@ def load(shape: str, blocks: int) -> tuple[Any, Any, list[str]]:
     if shape == "embedded":
         return base.model, base.tokenizer, prompts
     config = LlamaConfig(
-        hidden_size=4096, intermediate_size=11008, num_hidden_layers=blocks,
-        num_attention_heads=32, num_key_value_heads=32, vocab_size=len(base.tokenizer),
+        **SHAPES[shape], num_hidden_layers=blocks, vocab_size=len(base.tokenizer),
         eos_token_id=base.tokenizer.eos_token_id, pad_token_id=base.tokenizer.pad_token_id,
     )  # fmt: skip
     torch.manual_seed(0)
@@ -194,7 +199,7 @@ def contestants(
 
     wanted = options.only or [
         "base", "folded", "gated 1", "gated 3",
-        *(() if options.shape == "7b" else
+        *(() if options.shape != "embedded" else
           ("peft mixed", "peft switching", "dera", "merged models")),
     ]  # fmt: skip
     runs: dict[str, Callable[[], None]] = {}

@@ -119,7 +119,7 @@ def searched(options: argparse.Namespace) -> dict[str, Any]:
 def retrained(target: Target, folder: Path) -> dict[str, Any]:
     start = time.perf_counter()
     pairs = [pair for domain, level in target.items() for pair in towards(domain, level)]
-    align("embedded", pairs, folder, AlignSettings(two_sided=False))
+    align("embedded", pairs, folder, AlignSettings())
     took = time.perf_counter() - start
     model = KnobModel.from_pretrained(
         "embedded", {"all": AlignmentVector.extract("embedded", str(folder))}

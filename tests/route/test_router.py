@@ -7,6 +7,7 @@ from sklearn.linear_model import LogisticRegression
 
 from alignvec.base.load import load_base
 from alignvec.base.prompts import prompt_tokens
+from alignvec.errors import AlignvecError
 from alignvec.route import Router
 from alignvec.route.hidden import hidden_means
 
@@ -65,3 +66,26 @@ def test_below_the_threshold_a_query_has_no_domain(base):
         assert domain == (router.domains[row.argmax()] if row.max() >= limit else None)
     assert None in told
     assert set(told) - {None}
+
+
+def test_a_router_of_texts_needs_no_model(tmp_path):
+    """Words alone: what it was fitted on it tells apart, after a round trip too."""
+    router = Router.fit(None, None, QUERIES, DOMAINS, reads="text")
+    assert router.domain(None, None, QUERIES) == DOMAINS
+    loaded = Router.load(router.save(tmp_path / "router"))
+    assert loaded.reads == "text"
+    new = ["a barrel of ale, please", "tea?", "what of oil 10w40"]
+    assert loaded.domain(None, None, new) == ["ale", "tea", "oil"]
+    np.testing.assert_array_equal(
+        loaded.probabilities(None, None, new), router.probabilities(None, None, new)
+    )
+    with pytest.raises(AlignvecError, match="reader"):
+        Router.fit(None, None, QUERIES, DOMAINS, reads="tea leaves")
+
+
+def test_a_router_of_texts_with_the_weights_of_another_is_refused(base, tmp_path):
+    folder = Router.fit(base.model, base.tokenizer, QUERIES, DOMAINS).save(tmp_path / "router")
+    config = folder / "router.json"
+    config.write_text(config.read_text().replace("hidden", "text"))
+    with pytest.raises(AlignvecError, match="texts"):
+        Router.load(folder)

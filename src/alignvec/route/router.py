@@ -1,8 +1,9 @@
 """Routing: from a query to its domain, so that a knob acts on its own domain's queries alone.
 
-A linear classifier on the base model's own hidden states (the mean over the query's tokens, at half
-the depth): one short forward pass a query and no second model. A knob over-generalises as ever; a
-query of another domain just never meets it.
+A linear classifier, on one of two things. `hidden`: the base model's own hidden states (the mean
+over the query's tokens, at half the depth), one short forward pass a query and no second model.
+`text`: the words alone, so that a server in front of any engine can route. A knob over-generalises
+as ever; a query of another domain just never meets it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,10 +22,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignvec.base.checkpoint import CheckpointWeights
 from alignvec.base.weights import all_finite
-from alignvec.errors import AlignvecError
+from alignvec.errors import AlignvecError, check_known
 from alignvec.files import atomic_folder, read_object, validated, write_json
 from alignvec.route.hidden import hidden_means
+from alignvec.route.text import WIDTH, text_features
 
+READERS = ("hidden", "text")
 CONFIG, WEIGHTS = "router.json", "router.safetensors"
 
 
@@ -33,54 +37,67 @@ class Router:
 
     Attributes:
         domains: D names.
-        weight: [D, H] float32, H the hidden size of the base.
+        weight: [D, H] float32, H the hidden size of the base, or the width of what a text gives.
         bias: [D] float32.
         threshold: a query whose likeliest domain is less probable than this has none.
+        reads: one of `READERS`. Of `text`, model and tokenizer may be None everywhere.
     """
 
     domains: list[str]
     weight: torch.Tensor
     bias: torch.Tensor
     threshold: float = 0.5
+    reads: str = "hidden"
 
     @classmethod
     def fit(
         cls,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        model: PreTrainedModel | None,
+        tokenizer: PreTrainedTokenizerBase | None,
         queries: Sequence[str],
         domains: Sequence[str],
         threshold: float = 0.5,
+        reads: str = "hidden",
     ) -> Router:
         """Train on queries with known domains: a logistic regression.
 
         Raises:
-            AlignvecError: there are not at least two domains.
+            AlignvecError: there are not at least two domains, or `reads` is unknown.
         """
+        check_known("reader", reads, READERS)
         # An extra; a router that is there works without it.
         from sklearn.linear_model import LogisticRegression
 
         names = sorted(set(domains))
         if len(names) < 2:
             raise AlignvecError("a router tells domains apart: it needs queries of at least two")
-        hidden = hidden_means(model, tokenizer, queries)
-        mean, spread = hidden.mean(0), hidden.std(0) + 1e-6
-        found = LogisticRegression(C=0.1, max_iter=1000).fit((hidden - mean) / spread, domains)
+        seen = _features(reads, model, tokenizer, queries)
+        mean, spread, firmness = np.zeros(1), np.ones(1), 10.0
+        if reads == "hidden":
+            mean, spread, firmness = seen.mean(0), seen.std(0) + 1e-6, 0.1
+        found = LogisticRegression(C=firmness, max_iter=1000).fit((seen - mean) / spread, domains)
         weight, bias = found.coef_ / spread, found.intercept_
         if len(names) == 2:  # scikit-learn keeps one row for two classes
             weight, bias = np.vstack([-weight, weight]) / 2, np.array([-bias[0], bias[0]]) / 2
-        bias = bias - weight @ mean
-        return cls(names, torch.tensor(weight).float(), torch.tensor(bias).float(), threshold)
+        bias = bias - (weight * mean).sum(1)
+        weight, bias = (torch.tensor(part).float().contiguous() for part in (weight, bias))
+        return cls(names, weight, bias, threshold, reads)
 
     def probabilities(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, queries: Sequence[str]
+        self,
+        model: PreTrainedModel | None,
+        tokenizer: PreTrainedTokenizerBase | None,
+        queries: Sequence[str],
     ) -> NDArray[np.float32]:
         """[N, D]: of each query, how probable each domain is."""
-        logits = torch.tensor(hidden_means(model, tokenizer, queries)) @ self.weight.T + self.bias
-        return logits.softmax(-1).numpy()
+        seen = torch.tensor(_features(self.reads, model, tokenizer, queries))
+        return (seen @ self.weight.T + self.bias).softmax(-1).numpy()
 
     def domain(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, queries: Sequence[str]
+        self,
+        model: PreTrainedModel | None,
+        tokenizer: PreTrainedTokenizerBase | None,
+        queries: Sequence[str],
     ) -> list[str | None]:
         """The domain of each query; None below the threshold."""
         found = self.probabilities(model, tokenizer, queries)
@@ -93,7 +110,8 @@ class Router:
         """Write `router.json` and `router.safetensors` into a new folder."""
         with atomic_folder(folder, overwrite) as partial:
             save_file({"weight": self.weight, "bias": self.bias}, partial / WEIGHTS)
-            write_json(partial / CONFIG, {"domains": self.domains, "sure": self.threshold})
+            told = {"domains": self.domains, "sure": self.threshold, "reads": self.reads}
+            write_json(partial / CONFIG, told)
         return folder
 
     @classmethod
@@ -108,9 +126,23 @@ class Router:
             raise AlignvecError(f"{folder}: the weights are not those of the domains it names")
         if not (all_finite(weight) and all_finite(bias)):
             raise AlignvecError(f"{folder / WEIGHTS} holds NaN or infinity")
-        return cls(config.domains, weight, bias, config.sure)
+        if config.reads == "text" and weight.shape[1] != WIDTH:
+            raise AlignvecError(f"{folder}: the weights are not those of a router of texts")
+        return cls(config.domains, weight, bias, config.sure, config.reads)
 
 
 class _Config(BaseModel):
     domains: list[str]
     sure: float = Field(ge=0, le=1)
+    reads: Literal["hidden", "text"] = "hidden"
+
+
+def _features(
+    reads: str,
+    model: PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    queries: Sequence[str],
+) -> NDArray[np.float32]:
+    if reads == "text":
+        return text_features(queries)
+    return hidden_means(model, tokenizer, queries)
