@@ -46,6 +46,51 @@ def rates(point: dict[str, Any], levels: Sequence[str] = LEVELS) -> str:
     return " ".join(share(point["rate"][level]) for level in levels)
 
 
+def lines() -> str:
+    """What a knob does where training put its levels: rates, and the text beside them."""
+    rows = []
+    for name, run in result("lines")["runs"].items():
+        base, *checks = run["levels"]
+        for check in (base, *checks):
+            level = check["level"]
+            greedy, sampled = check["text"]["greedy"], check["text"]["sampled"]
+            own = "-"
+            if level:
+                low, high = check["rates"]["interval"][level]
+                own = f"**{share(check['rates']['rate'][level])}** ({share(low)}-{share(high)})"
+            words = f"{greedy['words']:.0f}"
+            if check["references"]:
+                words += f" ({check['references']['words']:.0f})"
+            rows.append(
+                [
+                    name if check is base else "",
+                    f"{level} at {check['strength']:g}" if level else "base",
+                    rates(check["rates"]),
+                    own,
+                    f"{share(greedy['repeated'])} / {share(sampled['repeated'])}",
+                    words,
+                    f"{share(greedy['finished'])} / {share(sampled['finished'])}",
+                    share(greedy["likelihood"]),
+                ]
+            )
+    header = ["vector", "knob", "rates", "own level", "repeated", "words (references)", "ended"]
+    return table([*header, "nats a token under the base"], rows)
+
+
+def answers(level: str | None) -> str:
+    """The answers of the first vector at a level's place, or of the base, as they came."""
+    run = next(iter(result("lines")["runs"].values()))
+    (check,) = (one for one in run["levels"] if one["level"] == level)
+    said = zip(run["queries"], check["answers"], strict=True)
+    return "\n\n".join(f"> **{_inline(query)}**\n>\n> {_inline(text)}" for query, text in said)
+
+
+def _inline(text: str) -> str:
+    """On one line, with nothing in it that Markdown would read."""
+    flat = " ".join(text.split()) or "(nothing)"
+    return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|" else c for c in flat)
+
+
 def sweeps() -> str:
     """The rates of avoidance, generic and expert along each domain's knob."""
     found = {domain: result(f"{domain}-sweep") for domain in DOMAINS}
@@ -397,12 +442,12 @@ def tone_said() -> str:
 
 
 def readme_caption() -> str:
-    sweep = result("medical-sweep")
+    sweep = result("medical-line")
     trained = result("data_stats")["domains"]["medical"]["splits"]["train"]
     return (
         f"*SmolLM2-135M-Instruct, one vector trained on {trained} medical questions, rates on "
-        f"{sweep['points'][0]['queries']} others.\nAt 0 the model is the base bit for bit, at 1 it "
-        "is the aligned one.*"
+        f"{sweep['points'][0]['queries']} others,\nand how much of its answers is repeated; grey: "
+        "less sound than the base's. At 0 it is the base bit for bit.*"
     )
 
 

@@ -14,6 +14,7 @@ from alignvec.errors import AlignvecError
 from alignvec.evaluate.rates import preference_rates, response_rows
 from alignvec.knobs.model import KnobModel
 from alignvec.vector.alignment_vector import AlignmentVector
+from conftest import refused, run, write_records
 
 PLACES = spaced(LEVELS)
 
@@ -211,14 +212,12 @@ def test_what_places_no_levels_is_refused(text):
 
 
 def test_a_bank_through_the_command_line(tiny, tmp_path):
-    from conftest import refused, run, write_records
-
     files = [write_records(tmp_path / f"{d}.jsonl", 6, domain=d) for d in ("tea", "rum")]
     data = [option for file in files for option in ("--data", file)]
     bank, vectors = tmp_path / "bank", tmp_path / "vectors"
     shown = run("align", tiny(), *data, "--epochs", "1", "--answers", "2", "-o", bank).stdout
-    assert shown.count("preference rates") == 2
-    assert "repeated" in shown
+    assert shown.count("preference rates") == shown.count("repeated 4-grams") == 2
+    assert "tea: preference rates" in " ".join(shown.split())
     record = json.loads((bank / "tea" / "training.json").read_text())
     assert [check["level"] for check in record["checked"]] == [None, *LEVELS]
     assert record["calibration"]["levels"] == PLACES
@@ -236,3 +235,24 @@ def test_a_bank_through_the_command_line(tiny, tmp_path):
     leak = AlignmentVector.from_pretrained(vectors / "tea").calibration["leak"]
     assert set(leak["expert"]) == {"tea", "rum", "neutral"}
     assert "--one-sided" in refused("align", tiny(), *data, "--one-sided", "-o", tmp_path / "x")
+
+
+def test_levels_on_the_command_line(tiny, tmp_path):
+    data = write_records(tmp_path / "tea.jsonl", 4)
+    asked = ("align", tiny(), "--data", data, "--epochs", "1", "--answers", "0", "-o")
+    run(*asked, tmp_path / "a", "--levels", "expert=2,avoidance=-1,generic=0.3")
+    record = json.loads((tmp_path / "a" / "training.json").read_text())
+    assert record["levels"] == {"avoidance": -1, "generic": 0.3, "expert": 2}
+    assert record["prefer"] == ["expert", "generic", "avoidance"]
+    assert record["calibration"]["safe"] == [-1.15, 2.3]
+    assert (record["pairs"], record["rows"]) == (8, 4)
+    run(*asked, tmp_path / "b", "--prefer", "expert,generic")
+    assert json.loads((tmp_path / "b" / "training.json").read_text())["levels"] == {
+        "generic": -1, "expert": 1
+    }  # fmt: skip
+    assert "say the same" in refused(*asked, tmp_path / "c", "--levels", "a,b", "--prefer", "b,a")
+    run(*asked, tmp_path / "d", "--one-sided")
+    record = json.loads((tmp_path / "d" / "training.json").read_text())
+    assert "levels" not in record
+    assert record["settings"]["loss"] == "dpo"
+    assert "none at 0" in refused(*asked, tmp_path / "e", "--levels", "avoidance=0,expert=1")

@@ -158,7 +158,7 @@ def align(
     from alignvec.data.pairs import preference_pairs
     from alignvec.files import read_json
     from alignvec.knobs.calibration import trained_calibration
-    from alignvec.report.align import broken, checks_table, draw_training
+    from alignvec.report.align import broken, check_tables, draw_training
 
     one_sided = one_sided or method == "full"
     places = _places(data[0], levels, prefer)
@@ -220,7 +220,8 @@ def align(
         print_json(read_json(out / RECORD))
         return
     for knob, found in checks.items():
-        print_table(checks_table(knob, found))
+        for table in check_tables(knob, found):
+            print_table(table)
         for check in found:
             if not check.sound:
                 logger.warning("%s", broken(knob, check, found[0]))

@@ -81,10 +81,16 @@ def evaluate(
     from alignvec.data.pairs import parse_order
     from alignvec.evaluate.rates import preference_rates, response_rows
     from alignvec.evaluate.sweep import sweep as measure
-    from alignvec.evaluate.text import AnswerProbe
+    from alignvec.evaluate.text import AnswerProbe, sound
     from alignvec.files import write_json
     from alignvec.knobs.setting import parse_sweep
-    from alignvec.report.evaluate import draw_sweep, rates_table, sweep_table
+    from alignvec.report.evaluate import (
+        draw_sweep,
+        rates_table,
+        sweep_table,
+        sweep_text_table,
+        text_table,
+    )
 
     order = parse_order(levels)
     turn = parse_sweep(sweep) if sweep else None
@@ -104,25 +110,30 @@ def evaluate(
         rates = preference_rates(model.model, rows, order)
         result: dict[str, Any] = {"setting": settings[0], "levels": order, **asdict(rates)}
         files = [out / "rates.json"]
-        text = probe and probe(settings[0])
-        if probe and text:
-            off = dict.fromkeys(settings[0], 0.0)
-            result |= {"text": _to_json(text), "base": _to_json(probe(off))}
+        tables = [rates_table(order, [(written(settings[0]), rates)])]
+        if probe:
+            text, base_text = probe(settings[0]), probe(dict.fromkeys(settings[0], 0.0))
+            top = max(order, key=rates.rate.__getitem__)
+            references = probe.quality([record.levels[top] for record in records[:answers]])
+            is_sound = sound(text["greedy"], base_text["greedy"], references)
+            result |= {"text": _to_json(text), "base": _to_json(base_text), "sound": is_sound}
             files.append(out / "answers.json")
             write_json(files[-1], {"queries": probe.queries, **probe.answers(settings[0])})
+            told = [("base", base_text), (written(settings[0]), text)]
+            tables.append(text_table(told, () if is_sound else (1,)))
         write_json(files[0], result)
-        table = rates_table(order, [(written(settings[0]), rates)], [text] if text else ())
     else:
         knob, strengths = turn
         found = measure(model, knob, strengths, records, order, out / "sweep.json", probe)
         draw_sweep(found, out / "sweep", f"{source_name(data)} {domain or ''}".strip())
         result = found.to_json()
-        table = sweep_table(found)
+        tables = [sweep_table(found), *filter(None, [sweep_text_table(found)])]
         files = [out / "sweep.json", out / "sweep.png", out / "sweep.svg"]
     if as_json:
         print_json(result)
         return
-    print_table(table)
+    for table in tables:
+        print_table(table)
     typer.echo("written: " + ", ".join(str(path) for path in files))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from alignvec.evaluate.check import LevelCheck
-from alignvec.report.evaluate import rates_table
+from alignvec.report.evaluate import rates_table, text_table
 from alignvec.report.figure import figure
 
 
@@ -33,16 +33,20 @@ def draw_training(record: Mapping[str, Any], path: Path) -> None:
         )
 
 
-def checks_table(knob: str, checks: Sequence[LevelCheck]) -> Table:
-    """A line for the base and for each level, in the order of strength."""
+def check_tables(knob: str, checks: Sequence[LevelCheck]) -> tuple[Table, Table]:
+    """Rates and text, a line for the base and for each level, in the order of strength."""
     ordered = sorted(checks, key=lambda check: check.strength)
-    levels = [check.level for check in ordered if check.level]
-    return rates_table(
-        levels,
-        [(f"{knob}={check.level or 0}", check.rates) for check in ordered],
-        [check.text for check in ordered],
-        [index for index, check in enumerate(ordered) if not check.sound],
+    names = [f"{check.level} ({check.strength:g})" if check.level else "base" for check in ordered]
+    unsound = [index for index, check in enumerate(ordered) if not check.sound]
+    rates = zip(names, (check.rates for check in ordered), strict=True)
+    text = zip(names, (check.text for check in ordered), strict=True)
+    tables = (
+        rates_table([check.level for check in ordered if check.level], list(rates)),
+        text_table(list(text), unsound),
     )
+    for table in tables:
+        table.title = f"{knob}: {table.title}"
+    return tables
 
 
 def broken(knob: str, check: LevelCheck, base: LevelCheck) -> str:

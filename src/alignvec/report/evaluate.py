@@ -18,26 +18,13 @@ from alignvec.report.figure import MARKERS, colour_of, stacked
 Text = Mapping[str, TextQuality]  # greedy and sampled
 
 
-def rates_table(
-    levels: Sequence[str],
-    lines: Sequence[tuple[str, Rates]],
-    texts: Sequence[Text | None] = (),
-    unsound: Collection[int] = (),
-) -> Table:
-    """A line a setting, each with what it is called; the highest rate in bold.
-
-    Args:
-        texts: what the answers under each setting are like.
-        unsound: the lines whose answers are not as sound as the base's.
-    """
+def rates_table(levels: Sequence[str], lines: Sequence[tuple[str, Rates]]) -> Table:
+    """A line a setting, each with what it is called; the highest rate in bold."""
     table = Table(title=f"preference rates, {lines[0][1].queries} queries (95% interval)")
     table.add_column("setting")
     for level in levels:
         table.add_column(level, justify="right")
-    if any(texts):
-        for name in ("repeated", "words", "ended"):
-            table.add_column(name, justify="right")
-    for index, (setting, rates) in enumerate(lines):
+    for setting, rates in lines:
         top = max(rates.rate, key=rates.rate.__getitem__)
         cells = [
             f"{rates.rate[level]:.2f} ({low:.2f}-{high:.2f})"
@@ -48,43 +35,54 @@ def rates_table(
             f"[bold]{cell}[/bold]" if level == top else cell
             for level, cell in zip(levels, cells, strict=True)
         ]
-        said = _text_cells(texts[index] if texts else None)
-        table.add_row(
-            setting, *styled, *(f"[red]{c}[/red]" if index in unsound else c for c in said)
-        )
+        table.add_row(setting, *styled)
     return table
 
 
-def _text_cells(text: Text | None) -> list[str]:
-    """Of greedy and of sampled answers: repeated 4-grams, words, finished sentences."""
-    if text is None:
-        return []
-    both = [text[way] for way in ("greedy", "sampled")]
-    return [
-        " ".join(f"{quality.repeated:.2f}" for quality in both),
-        " ".join(f"{quality.words:.0f}" for quality in both),
-        " ".join(f"{quality.finished:.2f}" for quality in both),
-    ]
+def text_table(lines: Sequence[tuple[str, Text]], unsound: Collection[int] = ()) -> Table:
+    """What the answers under each setting are like, greedy and sampled.
+
+    Args:
+        unsound: the lines whose greedy answers are less sound than the base's: marked, in red.
+    """
+    answers = lines[0][1]["greedy"].answers
+    table = Table(title=f"the text of {answers} answers, greedy / sampled")
+    for name in ("setting", "repeated 4-grams", "words", "ended", "nats a token", "sound"):
+        table.add_column(name, justify="left" if name == "setting" else "right")
+    for index, (setting, text) in enumerate(lines):
+        both = [text[way] for way in ("greedy", "sampled")]
+        style, mark = ("red", "no") if index in unsound else (None, "yes")
+        table.add_row(
+            setting,
+            " / ".join(f"{quality.repeated:.2f}" for quality in both),
+            " / ".join(f"{quality.words:.0f}" for quality in both),
+            " / ".join(f"{quality.finished:.2f}" for quality in both),
+            " / ".join("-" if q.likelihood is None else f"{q.likelihood:.2f}" for q in both),
+            mark,
+            style=style,
+        )
+    return table
 
 
 def sweep_table(sweep: Sweep) -> Table:
     """A line a strength, and below them what each level reaches."""
     points = zip(sweep.strengths, sweep.rates, strict=True)
-    lines = [(f"{sweep.knob}={s:g}", rates) for s, rates in points]
-    unsound = [index for index in range(len(lines)) if sweep.sound(index) is False]
-    table = rates_table(sweep.levels, lines, sweep.text if sweep.base else (), unsound)
+    table = rates_table(sweep.levels, [(f"{sweep.knob}={s:g}", rates) for s, rates in points])
     table.caption = "; ".join(
         f"{level}: at most {rate:.2f} (at {strength:g}), Spearman {sweep.spearman(level):.2f}"
         for level in sweep.levels
         for strength, rate in [sweep.best(level)]
     )
-    if sweep.base is not None:
-        table.caption += (
-            f"\ntext of {sweep.base['greedy'].answers} answers, greedy and sampled: share of "
-            "repeated 4-grams, words, share that end with a sentence; red: greedy answers less "
-            "sound than the base's"
-        )
     return table
+
+
+def sweep_text_table(sweep: Sweep) -> Table | None:
+    """What is written at each strength; None if it was not asked for."""
+    points = zip(sweep.strengths, sweep.text, strict=True)
+    lines = [(f"{sweep.knob}={strength:g}", text) for strength, text in points if text]
+    if not lines:
+        return None
+    return text_table(lines, [i for i in range(len(lines)) if sweep.sound(i) is False])
 
 
 def draw_sweep(sweep: Sweep, path: Path, title: str = "") -> None:
