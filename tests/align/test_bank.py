@@ -216,7 +216,7 @@ def test_a_bank_through_the_command_line(tiny, tmp_path):
     data = [option for file in files for option in ("--data", file)]
     bank, vectors = tmp_path / "bank", tmp_path / "vectors"
     shown = run("align", tiny(), *data, "--epochs", "1", "--answers", "2", "-o", bank).stdout
-    assert shown.count("preference rates") == shown.count("repeated 4-grams") == 2
+    assert shown.count("preference rates") == shown.count("share of 4-grams") == 2
     assert "tea: preference rates" in " ".join(shown.split())
     record = json.loads((bank / "tea" / "training.json").read_text())
     assert [check["level"] for check in record["checked"]] == [None, *LEVELS]

@@ -20,6 +20,13 @@ def test_repetition_is_the_share_of_4_grams_seen_before():
     assert repeated("no no no no no no") == pytest.approx(2 / 3)
 
 
+def test_a_text_that_counts_repeats_itself():
+    assert repeated("10% better, 20% better, 30% better, 40% better, 1.5% better") == pytest.approx(
+        4 / 7
+    )
+    assert repeated("In 1999 and in 2001 it rained.") == 0
+
+
 @pytest.mark.parametrize(
     ("text", "ends"),
     [

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import SupportsFloat
 
@@ -102,10 +103,13 @@ def check_setting(setting: SettingLike, vectors: Mapping[str, AlignmentVector]) 
         if measured and strength:
             low, high = measured.safe
             if not low <= strength <= high:
-                logger.warning(
-                    "knob '%s': %g is beyond its safe range, %g to %g", knob, strength, low, high
-                )
+                _warn_beyond(knob, strength, low, high)
     return checked
+
+
+@lru_cache(maxsize=1024)  # once: a sweep or a server comes by the same strength many times
+def _warn_beyond(knob: str, strength: float, low: float, high: float) -> None:
+    logger.warning("knob '%s': %g is beyond its safe range, %g to %g", knob, strength, low, high)
 
 
 def parse_sweep(text: str) -> tuple[str, list[float]]:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
+from rich.console import JustifyMethod
 from rich.table import Table
 
 from alignvec.evaluate.leak import Leak
@@ -47,8 +48,10 @@ def text_table(lines: Sequence[tuple[str, Text]], unsound: Collection[int] = ())
     """
     answers = lines[0][1]["greedy"].answers
     table = Table(title=f"the text of {answers} answers, greedy / sampled")
-    for name in ("setting", "repeated 4-grams", "words", "ended", "nats a token", "sound"):
-        table.add_column(name, justify="left" if name == "setting" else "right")
+    for name in ("setting", "repeated", "words", "ended", "nats a token", "sound"):
+        side: JustifyMethod = "left" if name == "setting" else "right"
+        table.add_column(name, justify=side, no_wrap=name != "nats a token")
+    table.caption = "repeated: share of 4-grams; sound: greedy answers, against the base's"
     for index, (setting, text) in enumerate(lines):
         both = [text[way] for way in ("greedy", "sampled")]
         style, mark = ("red", "no") if index in unsound else (None, "yes")
