@@ -15,6 +15,7 @@ from alignvec.evaluate import preference_rates, response_rows
 from alignvec.evaluate.retention import RetentionProbe
 from alignvec.knobs.calibration import Calibration
 from alignvec.knobs.model import KnobModel, domain_of
+from alignvec.knobs.setting import _warn_beyond
 from alignvec.report.search import draw_front
 from alignvec.route import Router
 from alignvec.search import Objective, Scorer, Surface, behaviours, parse_target, search
@@ -337,7 +338,10 @@ def test_a_calibrated_knob_takes_units_everywhere(model, records, vectors, tmp_p
         "how?", [{"tea": found.levels["expert"]}], 3
     )
     caplog.clear()
+    _warn_beyond.cache_clear()  # it says a thing once
     turned.set(tea=found.safe[1] + 1)
+    turned.set(tea=0).set(tea=found.safe[1] + 1)
+    assert caplog.text.count("beyond") == 1
     assert "beyond its safe range" in caplog.text
     with pytest.raises(AlignvecError, match="no units yet; measure them with alignvec calibrate"):
         model.set(tea="expert")
