@@ -134,7 +134,7 @@ def _draw_repetition(sweep: Sweep, axes: Axes, base: Text) -> None:
     axes.axhline(base["greedy"].repeated, color="#999999", linewidth=1, linestyle=":")
     axes.set_ylim(0, 1)
     axes.set_ylabel("repeated\n4-grams")
-    axes.legend(frameon=False, fontsize=9, loc="upper right", ncols=2)
+    axes.legend(frameon=False, fontsize=9, loc="upper left", ncols=2)
 
 
 def _shade_unsound(sweep: Sweep, axes: Axes) -> None:
