@@ -124,10 +124,16 @@ class Clock(TrainerCallback):
 
 def adapter(model: Any, rank: int) -> LoraConfig:
     depth = model.config.num_hidden_layers
+    head = model.get_output_embeddings()
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
     return LoraConfig(
         r=rank,
         lora_alpha=2 * rank,
-        target_modules="all-linear",
+        target_modules=sorted(linear),
         layers_to_transform=list(range(round(depth / 4), depth)),
         task_type="CAUSAL_LM",
     )
