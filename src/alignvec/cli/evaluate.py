@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,7 +28,6 @@ from alignvec.errors import AlignvecError
 
 if TYPE_CHECKING:
     from alignvec.data.records import Record
-    from alignvec.evaluate.text import TextQuality
 
 app = typer.Typer()
 
@@ -81,7 +79,7 @@ def evaluate(
     from alignvec.data.pairs import parse_order
     from alignvec.evaluate.rates import preference_rates, response_rows
     from alignvec.evaluate.sweep import sweep as measure
-    from alignvec.evaluate.text import AnswerProbe, sound
+    from alignvec.evaluate.text import AnswerProbe, qualities_json, sound
     from alignvec.files import write_json
     from alignvec.knobs.setting import parse_sweep
     from alignvec.report.evaluate import (
@@ -116,7 +114,11 @@ def evaluate(
             top = max(order, key=rates.rate.__getitem__)
             references = probe.quality([record.levels[top] for record in records[:answers]])
             is_sound = sound(text["greedy"], base_text["greedy"], references)
-            result |= {"text": _to_json(text), "base": _to_json(base_text), "sound": is_sound}
+            result |= {
+                "text": qualities_json(text),
+                "base": qualities_json(base_text),
+                "sound": is_sound,
+            }
             files.append(out / "answers.json")
             write_json(files[-1], {"queries": probe.queries, **probe.answers(settings[0])})
             told = [("base", base_text), (written(settings[0]), text)]
@@ -188,7 +190,3 @@ def leak(
         print_json([one.to_json() for one in found])
     else:
         print_table(leak_table(found, len(records)))
-
-
-def _to_json(text: Mapping[str, TextQuality]) -> dict[str, Any]:
-    return {way: asdict(quality) for way, quality in text.items()}

@@ -15,7 +15,7 @@ import numpy as np
 from alignvec.data import Record
 from alignvec.errors import AlignvecError, check_known
 from alignvec.evaluate.rates import Rates, preference_rates, response_rows
-from alignvec.evaluate.text import AnswerProbe, TextQuality, sound
+from alignvec.evaluate.text import AnswerProbe, TextQuality, qualities_json, sound
 from alignvec.files import read_json, write_json
 from alignvec.knobs.model import KnobModel
 from alignvec.progress import progress
@@ -89,13 +89,13 @@ class Sweep:
                 for level in self.levels
                 for value in [self.spearman(level)]
             },
-            "base": self.base and _to_json(self.base),
-            "references": _to_json(self.references),
+            "base": self.base and qualities_json(self.base),
+            "references": qualities_json(self.references),
             "points": [
                 {
                     "strength": strength,
                     **asdict(rates),
-                    "text": text and _to_json(text),
+                    "text": text and qualities_json(text),
                     "sound": self.sound(index),
                 }
                 for index, (strength, rates, text) in enumerate(
@@ -164,10 +164,6 @@ def sweep(
             if save_to is not None:
                 write_json(save_to, {"identity": identity, "setting": setting, **done.to_json()})
     return done
-
-
-def _to_json(found: Mapping[str, TextQuality]) -> dict[str, Any]:
-    return {name: asdict(quality) for name, quality in found.items()}
 
 
 def _from_json(value: Mapping[str, Any] | None) -> dict[str, TextQuality] | None:

@@ -9,8 +9,8 @@ turns.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -162,6 +162,11 @@ class AnswerProbe:
         else:
             read = reading(self._reader.model, self._reader.tokenizer, self.queries, texts)
         return text_quality(texts, read)
+
+
+def qualities_json(found: Mapping[str, TextQuality]) -> dict[str, Any]:
+    """Qualities by name, greedy and sampled or a level's, as JSON."""
+    return {name: asdict(quality) for name, quality in found.items()}
 
 
 def sound(found: TextQuality, base: TextQuality, references: TextQuality | None = None) -> bool:
