@@ -151,7 +151,7 @@ def at_places(
 ) -> dict[str, Any]:
     """Rates and text at 0 and at each level's place, with the answers."""
     model = KnobModel.from_pretrained(options.base, {domain: vector})
-    probe = AnswerProbe(model, [record.query for record in records[: options.answers]])
+    probe = AnswerProbe(model, [record.prompt for record in records[: options.answers]])
     checks = check_levels(model, domain, records, PLACES, options.answers, probe)
     written = {check.strength: {domain: check.strength} for check in checks}
     return {

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from alignvec.data import LEVELS, read_records
+from alignvec.evaluate.rates import wins
 from alignvec.knobs.model import KnobModel
 from alignvec.search import Scorer
 from alignvec.search.calibrate import fit_calibration
@@ -66,8 +67,7 @@ def asked(domain: str, vector: Path) -> dict[str, Any]:
     got = {}
     for share in SHARES:
         turned = [found.strength(domain, f"{share}%") for found in units]
-        wins = scorer(np.array(turned)[fold][:, None]).argmax(1)
-        rate = float((wins == len(LEVELS) - 1).mean())
+        rate = float(wins(scorer(np.array(turned)[fold][:, None]))[:, -1].mean())
         got[share] = {
             "strengths": turned,
             "rate": rate,

@@ -28,7 +28,6 @@ import gguf
 import numpy as np
 import torch
 
-from alignvec.base.conv1d import transposed_weights
 from alignvec.base.identity import base_id
 from alignvec.base.live import open_weights
 from alignvec.base.source import _embedded_gguf, find_base
@@ -96,7 +95,7 @@ def random_vector(base: str) -> AlignmentVector:
     """A vector on every linear weight, a tenth of its length."""
     torch.manual_seed(0)
     weights = open_weights(find_base(base))
-    transposed = transposed_weights(base, weights)
+    transposed = weights.transposed or frozenset()
     deltas: dict[str, Delta] = {}
     for name, weight in weights.items():
         if can_factor(name, Dense(weight)):

@@ -37,6 +37,7 @@ from typing import Any
 import numpy as np
 
 from alignvec.data import LEVELS, Record, read_records
+from alignvec.evaluate.rates import wins
 from alignvec.knobs.model import KnobModel, domain_of
 from alignvec.report.search import draw_behaviours
 from alignvec.route import Router
@@ -96,9 +97,7 @@ def vectors(folder: Path, way: str) -> dict[str, AlignmentVector]:
 
 
 def trained(model: KnobModel, records: list[Record]) -> Router:
-    from alignvec.data import split_of
-
-    seen = [record for record in records if split_of(record.id) != "test"]
+    seen = [record for record in records if record.split != "test"]
     return Router.fit(
         model.model, model.tokenizer, [r.query for r in seen], [r.domain for r in seen]
     )
@@ -148,8 +147,9 @@ def leak(
     expert = next(f for f in found if set(f["target"].values()) == {"expert"})["setting"]
 
     def mean_levels(setting: dict[str, float]) -> dict[str, float]:
-        wins = scorer(np.array([setting.get(knob, 0.0) for knob in scorer.knobs])).argmax(1)
-        return {domain: float(wins[domains == domain].mean()) for domain in DOMAINS}
+        shares = wins(scorer(np.array([setting.get(knob, 0.0) for knob in scorer.knobs])))
+        level = shares @ np.arange(len(LEVELS))
+        return {domain: float(level[domains == domain].mean()) for domain in DOMAINS}
 
     base = mean_levels({})
     moved = {}

@@ -20,16 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from peft import LoraConfig
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from alignvec.align.bank import Bank
 from alignvec.align.curriculum import pairs_along
-from alignvec.align.pairs import pairs_dataset
+from alignvec.align.pairs import pairs_dataset, token_pairs
 from alignvec.align.trainer import SharedPromptTrainer, TurnedPairs
 from alignvec.data import LEVELS, read_records
 from alignvec.data.line import spaced
+from alignvec.data.pairs import PreferencePair
 from gate_speed import SHAPES, load
 from provenance import made
 
@@ -87,22 +89,40 @@ def turn(name: str, options: argparse.Namespace, seed: int) -> float:
                 save_strategy="no", train_sampling_strategy="sequential",
                 precompute_ref_log_probs=name == "trl", use_cpu=model.device.type == "cpu",
             ),
-            "train_dataset": pairs_dataset(pairs, tokenizer, 0, Path(folder)),
             "processing_class": tokenizer,
             "peft_config": adapter(model, RANK * len(knobs)),
             "callbacks": [clock],
         }  # fmt: skip
         if name == "trl":
-            shared["train_dataset"] = shared["train_dataset"].remove_columns(["strengths", "hold"])
-            trainer = DPOTrainer(**shared)
+            trainer = DPOTrainer(train_dataset=as_messages(pairs), **shared)
         else:
+            tokens = pairs_dataset(token_pairs(pairs, tokenizer), 0, Path(folder))
             collator = TurnedPairs(tokenizer.pad_token_id, 1024)
-            trainer = SharedPromptTrainer("simpo", 1.5, 1.0, data_collator=collator, **shared)
+            trainer = SharedPromptTrainer(
+                "simpo", 1.5, 1.0, train_dataset=tokens, data_collator=collator, **shared
+            )
             trainer.bank = Bank(trainer.model, knobs, [RANK] * len(knobs))
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         trainer.train()
     return statistics.median(clock.seconds[1:])
+
+
+def as_messages(pairs: list[PreferencePair]) -> Dataset:
+    """What the peer makes its tokens from."""
+
+    def said(role: str, text: Any) -> list[dict[str, Any]]:
+        return [{"role": role, "content": text}]
+
+    rows = [
+        {
+            "prompt": said("user", pair.prompt),
+            "chosen": said("assistant", pair.chosen),
+            "rejected": said("assistant", pair.rejected),
+        }
+        for pair in pairs
+    ]
+    return Dataset.from_list(rows)
 
 
 class Clock(TrainerCallback):

@@ -46,6 +46,23 @@ def rates(point: dict[str, Any], levels: Sequence[str] = LEVELS) -> str:
     return " ".join(share(point["rate"][level]) for level in levels)
 
 
+def families() -> str:
+    """What works for which family; what refuses is told below, by number."""
+    cells = result("families")["cells"]
+    ways = list(next(iter(cells.values())))
+    reasons: list[str] = []
+    rows = []
+    for family, found in cells.items():
+        row = [family]
+        for way in ways:
+            if found[way] not in ("exact", *reasons):
+                reasons.append(found[way])
+            row.append("exact" if found[way] == "exact" else f"[{reasons.index(found[way]) + 1}]")
+        rows.append(row)
+    told = [f"{number}. {reason}" for number, reason in enumerate(reasons, 1)]
+    return "\n".join([table(["", *ways], rows), "", *told])
+
+
 def lines() -> str:
     """What a knob does where training put its levels: rates, and the text beside them."""
     rows = []
@@ -58,9 +75,10 @@ def lines() -> str:
             if level:
                 low, high = check["rates"]["interval"][level]
                 own = f"**{share(check['rates']['rate'][level])}** ({share(low)}-{share(high)})"
-            words = f"{greedy['words']:.0f}"
-            if check["references"]:
-                words += f" ({check['references']['words']:.0f})"
+            words, numbers = f"{greedy['words']:.0f}", share(greedy["numbers"])
+            if told := check["references"]:
+                words += f" ({told['words']:.0f})"
+                numbers += f" ({share(told['numbers'])})"
             rows.append(
                 [
                     name if check is base else "",
@@ -69,12 +87,14 @@ def lines() -> str:
                     own,
                     f"{share(greedy['repeated'])} / {share(sampled['repeated'])}",
                     words,
+                    numbers,
                     f"{share(greedy['finished'])} / {share(sampled['finished'])}",
                     share(greedy["likelihood"]),
                 ]
             )
-    header = ["vector", "knob", "rates", "own level", "repeated", "words (references)", "ended"]
-    return table([*header, "nats a token under the base"], rows)
+    header = ["vector", "knob", "rates", "own level", "repeated", "words (references)"]
+    header += ["words with a digit (references)", "ended", "nats a token under the base"]
+    return table(header, rows)
 
 
 def answers(level: str | None) -> str:

@@ -93,6 +93,52 @@ def tiny(tmp_path_factory):
     return get
 
 
+def build_multimodal(kind: str, folder: Path) -> Path:
+    """Write a random checkpoint of a model that reads images as well."""
+    import torch
+    import transformers as hf
+
+    torch.manual_seed(0)
+    text = {**TINY, "head_dim": 8}
+    sees = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "image_size": 28, "patch_size": 14}  # fmt: skip
+    if kind == "gemma3":
+        config = hf.Gemma3Config(
+            text_config=text, vision_config=sees, mm_tokens_per_image=4,
+            image_token_index=95, boi_token_index=94, eoi_token_index=93,
+        )  # fmt: skip
+        model = hf.Gemma3ForConditionalGeneration(config)
+    else:
+        config = hf.LlavaConfig(
+            text_config=hf.AutoConfig.for_model("llama", **text),
+            vision_config=hf.AutoConfig.for_model("clip_vision_model", **sees, projection_dim=8),
+            image_token_index=95,
+        )
+        model = hf.LlavaForConditionalGeneration(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4)
+    model.save_pretrained(folder)
+    hf.AutoTokenizer.from_pretrained(build("llama", folder.with_name("text"))).save_pretrained(
+        folder
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def multimodal(tmp_path_factory):
+    """`multimodal("gemma3")` is the folder of a tiny random Gemma 3 that sees; "llava" another."""
+    made: dict[str, Path] = {}
+
+    def get(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = build_multimodal(kind, tmp_path_factory.mktemp("sees") / kind)
+        return made[kind]
+
+    return get
+
+
 @pytest.fixture(scope="session")
 def nudged(tiny, tmp_path_factory):
     """An "aligned" copy of a tiny model: its weights with noise, some moved close to zero."""

@@ -5,7 +5,7 @@ import torch
 
 from alignvec.align import AlignSettings, align
 from alignvec.base.load import load_base
-from alignvec.base.prompts import prompt_tokens
+from alignvec.base.prompts import Prompt
 from alignvec.data import LEVELS, preference_pairs, read_records
 from alignvec.evaluate import preference_rates, response_rows
 from alignvec.knobs.model import KnobModel
@@ -32,7 +32,7 @@ def model(vector):
 
 def test_it_talks_in_its_own_chat_format():
     base = load_base("embedded")
-    text = base.tokenizer.decode(prompt_tokens(base.tokenizer, "What is the capital of France?"))
+    text = base.tokenizer.decode(Prompt(base.tokenizer, "What is the capital of France?").tokens)
     assert text.endswith("<|im_start|>assistant\n")
     assert text.count("<|im_start|>") == 3
     answer = KnobModel(base.model, base.tokenizer, {}).generate("What is the capital of France?")
@@ -58,7 +58,7 @@ def test_the_knob_moves_unseen_queries_both_ways_and_comes_back(model, vector):
 def test_gated_rows_write_what_folded_ones_do_up_to_a_near_tie(vector):
     model = KnobModel.from_pretrained("embedded", {"medical": vector}, dtype="bfloat16")
     question = "Why does my knee hurt when I climb stairs?"
-    ids = torch.tensor([prompt_tokens(model.tokenizer, question)])
+    ids = torch.tensor([Prompt(model.tokenizer, question).tokens])
     settings = [{"medical": by} for by in (0.0, 6.0, -6.0)]
 
     def write(rows, length=24):

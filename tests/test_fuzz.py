@@ -28,7 +28,7 @@ from typer.main import get_command
 from alignvec.cli.app import app
 from alignvec.cli.failure import error_line
 from alignvec.errors import AlignvecError
-from alignvec.vector import adapter
+from alignvec.vector import adapter_config
 from alignvec.vector.alignment_vector import AlignmentVector
 from alignvec.vector.compress import compress
 from alignvec.vector.delta import LowRank
@@ -270,6 +270,14 @@ def scene(tmp_path_factory):
         f"{layer}.mlp.down_proj.weight": torch.randn(8, 12),
         "model.norm.weight": torch.randn(8),
         "model.embed_tokens.weight": torch.randn(6, 8),
+        "lm_head.weight": torch.randn(6, 8),
+        f"{layer}.self_attn.k_proj.weight": torch.randn(4, 8),
+        f"{layer}.self_attn.v_proj.weight": torch.randn(4, 8),
+        f"{layer}.self_attn.o_proj.weight": torch.randn(8, 8),
+        f"{layer}.mlp.gate_proj.weight": torch.randn(12, 8),
+        f"{layer}.mlp.up_proj.weight": torch.randn(12, 8),
+        f"{layer}.input_layernorm.weight": torch.randn(8),
+        f"{layer}.post_attention_layernorm.weight": torch.randn(8),
         "scale": torch.tensor(2.0),
         "position_ids": torch.arange(4),
     }
@@ -302,13 +310,18 @@ def scene(tmp_path_factory):
         module, (out, into) = name.removesuffix(".weight"), base[name].shape
         factors[f"base_model.model.{module}.lora_A.weight"] = torch.randn(2, into)
         factors[f"base_model.model.{module}.lora_B.weight"] = torch.randn(out, 2)
-    factors[f"base_model.model.{module}.lora_magnitude_vector"] = torch.rand(out)
+        factors[f"base_model.model.{module}.lora_magnitude_vector"] = torch.rand(out)
+    factors["base_model.model.model.norm.weight"] = torch.rand(8)
+    factors["base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"] = (
+        torch.rand(2, 8)
+    )
     save_file(factors, folder / "lora" / "adapter_model.safetensors")
     written = {
         "adapter_config.json": {
             "peft_type": "LORA", "r": 2, "lora_alpha": 4, "use_rslora": True,
-            "fan_in_fan_out": False, "rank_pattern": {"q_proj": 2, "layers.0.*": 3},
-            "alpha_pattern": {".*down_proj": 8.0}, "target_modules": ["q_proj"],
+            "fan_in_fan_out": False, "rank_pattern": {"q_proj": 2, "layers.0.*": 2},
+            "use_dora": True, "modules_to_save": ["norm"], "trainable_token_indices": [1, 4],
+            "alpha_pattern": {".*down_proj": 8.0}, "target_modules": ["q_proj", "down_proj"],
         },
         "training.json": {"data": "x", "prefer": ["a", "b"], "pairs": 3, "curve": [{"loss": 0.5}]},
     }  # fmt: skip
@@ -325,7 +338,7 @@ def scene(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, memory_limit():
         patch.chdir(folder)
         patch.setenv("TQDM_DISABLE", "1")
-        patch.setattr(adapter, "_PATIENCE", 0.5)
+        patch.setattr(adapter_config, "_PATIENCE", 0.5)
         yield root
     torch.set_num_threads(threads)
 
@@ -464,8 +477,8 @@ def test_an_adapter_config_is_checked(fields, message, scene):
 def test_sizes_in_a_config_are_not_believed(scene):
     sizes = dict.fromkeys(("num_hidden_layers", "num_labels", "vocab_size"), 10**12)
     with changed("base/config.json", **sizes), time_limit():
-        run("extract base aligned -o out/av")
-        shutil.rmtree("out")
+        run("extract base aligned -o out/av")  # or refused: the config of one of them is senseless
+        shutil.rmtree("out", ignore_errors=True)
         refused("export adapter --format gguf --base base -o out/lora.gguf")
 
 
@@ -509,8 +522,7 @@ def test_a_full_disk_is_noticed_before_anything_is_written(scene, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
     for command in (EXTRACT[0], FOLD[0], "compress full --rank 2 --drop-rest -o out/small"):
         assert "no space in" in refused(command)
-        assert not list(Path("out").iterdir())
-    shutil.rmtree("out")
+        assert not Path("out").exists()
     assert snapshot(scene) == before
 
 

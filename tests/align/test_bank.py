@@ -1,17 +1,19 @@
 """Several knobs in one adapter: each row at its own strengths, and what is finished stays."""
 
 import json
+import random
 
 import pytest
 import torch
 
 from alignvec.align import AlignSettings, align
-from alignvec.align.curriculum import EVERYDAY, pairs_along
+from alignvec.align.curriculum import EVERYDAY, circling, counting, pairs_along
 from alignvec.base.logprobs import Row, logprobs
 from alignvec.data import LEVELS, Record
 from alignvec.data.line import JITTER, parse_places, spaced
 from alignvec.errors import AlignvecError
 from alignvec.evaluate.rates import preference_rates, response_rows
+from alignvec.evaluate.text import numbers, repeated
 from alignvec.knobs.model import KnobModel
 from alignvec.vector.alignment_vector import AlignmentVector
 from conftest import refused, run, write_records
@@ -28,7 +30,7 @@ def records_of(domain: str, count: int = 12) -> list[Record]:
 
 
 def trained(tiny, out, records, **options):
-    rate = options.pop("rate", 2e-2)
+    rate = options.pop("rate", 7e-3)
     pairs = pairs_along(records, PLACES, passes=options.pop("passes", 6), **options)
     settings = AlignSettings(learning_rate=rate, layers=1.0, rank=8)
     align(str(tiny()), pairs, out, settings, knobs=list(records))
@@ -98,7 +100,7 @@ def test_what_is_trained_is_what_the_gate_turns(architecture, tiny, tmp_path, mo
     records = {"tea": records_of("tea", 4), "rum": records_of("rum", 4)}
     pairs = pairs_along(records, PLACES, passes=2)
     out = tmp_path / "bank"
-    settings = AlignSettings(learning_rate=2e-2, rank=4)
+    settings = AlignSettings(learning_rate=2e-2, rank=4, dtype="float32")
     align(str(tiny(architecture)), pairs, out, settings, knobs=list(records))
     trainer = seen["trainer"]
     rows = [Row([5, 6, 7, 8], [[9, 10], [11, 12, 13]]), Row([8, 7, 6], [[20, 21], [5]])]
@@ -157,25 +159,59 @@ def test_pairs_along_a_line():
     """Every record once a pass, at another level each time, near the level's place."""
     records = records_of("tea", 10)
     pairs = pairs_along({"tea": records}, PLACES, passes=3, seed=1)
-    assert len(pairs) == 3 * 10 * 2
+    assert len(pairs) == 3 * 10 * 3
     met = {}
     for pair in pairs:
         level = next(name for name, text in records[0].levels.items() if text == pair.chosen)
         assert abs(pair.strengths[0] - PLACES[level]) <= JITTER * abs(PLACES[level]) + 1e-9
         assert pair.rejected != pair.chosen
+        circles = pair.rejected not in records[0].levels.values()
+        assert circles == (pair.id.partition(">")[2] == level)
         assert not pair.hold
         met.setdefault(pair.prompt, set()).add(level)
     assert all(levels == set(LEVELS) for levels in met.values())
     assert pairs == pairs_along({"tea": records}, PLACES, passes=3, seed=1)
     assert pairs != pairs_along({"tea": records}, PLACES, passes=3, seed=2)
-    assert len(pairs_along({"tea": records}, PLACES, passes=0.5)) == 5 * 2
+    assert len(pairs_along({"tea": records}, PLACES, passes=0.5)) == 5 * 3
+
+
+SAID = [
+    "Take 20 mg at night, then 40 mg for two weeks, and come back if the pain has not gone.",
+    "每天晚上服用二十毫克，两周后增加到四十毫克，如果疼痛没有消失就回来复查。",
+    "Rest.",
+]
+
+
+@pytest.mark.parametrize("text", SAID)
+def test_a_text_goes_round_in_circles(text):
+    """It begins as the text does, is about as long, and says less."""
+    for seed in range(20):
+        found = circling(text, random.Random(seed))
+        assert found[:1] == text[:1]
+        assert len(found) >= len(text) // 2
+        assert found != text
+        if " " in text:
+            assert repeated(found, 2) > repeated(text, 2)
+    assert circling(text, random.Random(1)) == circling(text, random.Random(1))
+
+
+@pytest.mark.parametrize("text", SAID)
+def test_a_text_strewn_with_numbers(text):
+    """Every eighth word has one, and the others stay."""
+    for seed in range(20):
+        found = counting(text, random.Random(seed))
+        assert found != text
+        if " " in text:
+            assert len(found.split()) == len(text.split())
+            assert numbers([found]) > numbers([text])
+    assert counting(text, random.Random(1)) == counting(text, random.Random(1))
 
 
 def test_a_bank_holds_what_is_not_its_own():
     records = {"tea": records_of("tea", 60), "rum": records_of("rum", 60)}
     other = records_of("ice", 5)
     pairs = pairs_along(records, PLACES, passes=2, held=other, beside=["old"])
-    assert len(pairs) == 240 * 2  # as many a row, whatever it is
+    assert len(pairs) == 240 * 3  # as many a row, whatever it is
     assert {len(pair.strengths) for pair in pairs} == {3}
     held = [pair for pair in pairs if pair.hold]
     assert 0.1 < len(held) / len(pairs) < 0.3
@@ -221,7 +257,11 @@ def test_a_bank_through_the_command_line(tiny, tmp_path):
     record = json.loads((bank / "tea" / "training.json").read_text())
     assert [check["level"] for check in record["checked"]] == [None, *LEVELS]
     assert record["calibration"]["levels"] == PLACES
-    run("extract", tiny(), bank, "-o", vectors)
+    told = run("extract", tiny(), bank, "-o", vectors)
+    assert "--data DATA --vector" in told.stdout  # one of two files
+    assert "nobody has looked" not in told.stderr
+    one_each = json.loads(run("extract", tiny(), bank, "-o", tmp_path / "again", "--json").stdout)
+    assert list(one_each) == ["rum", "tea"]
     knobs = [f"--vector={d}={vectors / d}" for d in ("tea", "rum")]
     # Levels stand for strengths at once, before anything is calibrated.
     run("generate", tiny(), *knobs, "--set", "tea=expert,rum=generic", "steep?")
@@ -246,6 +286,14 @@ def test_levels_on_the_command_line(tiny, tmp_path):
     assert record["prefer"] == ["expert", "generic", "avoidance"]
     assert record["calibration"]["safe"] == [-1.15, 2.3]
     assert (record["pairs"], record["rows"]) == (8, 4)
+    told = run("extract", tiny(), tmp_path / "a", "-o", tmp_path / "av")
+    assert "nobody has looked" in told.stderr
+    assert "--data tea.jsonl --vector" in told.stdout
+    sweep = ("eval", tiny(), "--data", data, "--vector", f"k={tmp_path / 'av'}", "--answers", "0")
+    assert "has the levels" not in run(*sweep, "-o", tmp_path / "e1").stderr
+    pair = ("--levels", "avoidance,expert")
+    assert "has the levels" in run(*sweep, *pair, "-o", tmp_path / "e2").stderr
+    assert "epochs must be" in refused("align", tiny(), "--data", data, "--epochs", "0", "-o", "x")
     run(*asked, tmp_path / "b", "--prefer", "expert,generic")
     assert json.loads((tmp_path / "b" / "training.json").read_text())["levels"] == {
         "generic": -1, "expert": 1

@@ -3,8 +3,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from alignvec.base.branching import can_branch
 from alignvec.base.load import load_checkpoint
-from alignvec.base.logprobs import Row, can_branch, logprobs
+from alignvec.base.logprobs import Row, logprobs
 from alignvec.evaluate.likelihood import response_scores
 from conftest import ARCHITECTURES
 

@@ -17,7 +17,7 @@ def small(tiny, monkeypatch):
     monkeypatch.setattr(walkthrough, "STRENGTHS", [-1.0, 0.0, 1.0])
 
 
-def test_the_whole_way(small, tmp_path):
+def test_the_whole_way(small, tmp_path, monkeypatch):
     out = tmp_path / "demo"
     said = run("demo", "--out", out, "--domain", "legal").stdout
     assert "1. Training: 4 legal questions" in said
@@ -47,6 +47,8 @@ def test_the_whole_way(small, tmp_path):
     again = run("demo", "--out", out, "--domain", "legal").stdout
     assert "The legal vector is already in" in again
     assert (out / "legal-av" / "adapter_model.safetensors").stat().st_mtime_ns == before
+    monkeypatch.setattr(walkthrough, "QUERIES", 5)
+    assert "holds another demo" in refused("demo", "--out", out, "--domain", "legal")
 
 
 def test_a_demo_that_cannot_be_is_one_line(small, tmp_path):

@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 
 from alignvec.data import LEVELS, split_of
-from alignvec.data.records import builtin_files
+from alignvec.data.sources import builtin_files
 
 FOREIGN = {
     "de": "Das hängt davon ab, was in Ihrem Vertrag steht und wie lange Sie schon warten. Sammeln "

@@ -261,6 +261,49 @@ def test_a_table_is_read_and_written_up(tmp_path):
     assert json.loads(again) == found
 
 
+ROWS = [
+    {"item": item, "annotator": who, "level": (item + (who and item == 5)) % 3, "intended": 0}
+    for item in range(6)
+    for who in range(2)
+]
+
+
+@pytest.mark.parametrize("form", ["csv", "CSV", "semicolons", "tsv", "jsonl", "floats", "blanks"])
+def test_a_table_counted_from_nought(tmp_path, form):
+    """Item 0, annotator 0 and level 0 are an item, an annotator and a level."""
+    separator = {"semicolons": ";", "tsv": "\t"}.get(form, ",")
+    ending = {"semicolons": "csv", "blanks": "csv", "floats": "jsonl"}.get(form, form)
+    file = tmp_path / f"a.{ending}"
+    rows = [{name: float(value) for name, value in row.items()} for row in ROWS]
+    if ending == "jsonl":
+        given = rows if form == "floats" else ROWS
+        file.write_text("".join(json.dumps(row) + "\n" for row in given))
+    else:
+        header = " Item,Annotator,LEVEL,intended" if form == "blanks" else ",".join(ROWS[0])
+        lines = [header, *(",".join(map(str, row.values())) for row in ROWS)]
+        if form == "blanks":
+            lines[3:3] = ["", ",,,"]
+        file.write_text("".join(line.replace(",", separator) + "\n" for line in lines))
+    found = read_ratings(file, ["0", "1", "2"])
+    assert list(found.chosen) == ["0", "1", "2", "3", "4", "5"]
+    assert found.annotators == ["0", "1"]
+    assert found.chosen["0"] == {"0": "0", "1": "0"}
+    assert found.chosen["5"] == {"0": "2", "1": "0"}
+    assert found.intended == dict.fromkeys(found.chosen, "0")
+    assert agreement(found)["together"]["raw"]["value"] == pytest.approx(5 / 6)
+
+
+def test_levels_of_a_table_in_another_case_and_spacing(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_text("item,annotator,level,intended\n1.0,a, Very  Good,GOOD\n1,b,very good,good\n")
+    found = read_ratings(file, ["Good", "Very good"])
+    assert found.chosen == {"1": {"a": "Very good", "b": "Very good"}}
+    assert found.intended == {"1": "Good"}
+    with pytest.raises(AlignvecError, match="'VERY GOOD' is no level"):
+        file.write_text("item,annotator,level\n1,a,VERY GOOD\n")
+        read_ratings(file, ["very good", "Very Good"])
+
+
 def test_one_annotators_misses_are_listed_too():
     (missed,) = disagreements(ratings(LEVELS, [A, G, E], intended=[A, G, G]))
     assert missed["item"] == "2"
@@ -271,15 +314,31 @@ def test_one_annotators_misses_are_listed_too():
     [
         ("a.csv", "", "holds no answers yet"),
         ("a.csv", "item,annotator,level\n", "holds no answers yet"),
-        ("a.csv", "item,level\n1,expert\n", "line 2: a row has an item, an annotator"),
-        ("a.csv", "item,annotator,level\n1,a,expert\n1,A,expert\n", "line 3: 'a' has answered"),
+        ("a.csv", "item,level\n1,expert\n", "line 2: no column 'annotator'; there are: item, "),
+        ("a.csv", "item,annotator,level\n1,a,expert\n1,A,expert\n",
+         "line 3: 'a' has answered item '1' at a.csv, line 2; keep one of the two rows"),
+        ("a.csv", "item,annotator,level\n0,0,expert\n0,1,generic\n0,0,generic\n",
+         "line 4: '0' has answered item '0' at a.csv, line 2"),
+        ("a.csv", "item,annotator,level\n1,,expert\n", "line 2: 'annotator' is empty"),
+        ("a.csv", "item,annotator,level\n ,b,expert\n", "line 2: 'item' is empty"),
+        ("a.csv", "item,annotator,level\n1,b\n", "line 2: 'level' is empty"),
+        ("a.jsonl", '{"item": 0, "annotator": null, "level": "expert"}\n', "'annotator' is empty"),
+        ("a.jsonl", '{"item": NaN, "annotator": 0, "level": "expert"}\n', "'item' is empty"),
+        ("a.jsonl", '{"item": 0, "annotator": 0, "level": "expert"}\n'
+         '{"item": 0.0, "annotator": "0", "level": "expert"}\n', "line 2: '0' has answered"),
         ("a.csv", "item,annotator,level\n1,a\x1b,expert\n", "line 2: a name has"),
         ("a.csv", "item,annotator,level,intended\n1,a,expert,expert\n1,b,expert,generic\n",
          "line 3: item '1' had another intended level"),
-        ("a.csv", "\xff".encode("latin-1"), "no readable CSV"),
+        ("a.csv", "\xff".encode("latin-1"), "line 1: not UTF-8 text"),
         ("a.jsonl", "[1]\n", "line 1: a row is a JSON object"),
-        ("a.jsonl", '{"item": 1, "annotator": "a", "level": ["expert"]}\n', "is no level"),
-        ("a.sqlite", "item,annotator,level\n" * 100, "file is not a database"),
+        ("a.jsonl", '{"item": 1, "annotator": "a", "level": ["expert"]}\n', "'level' is neither"),
+        ("a.sqlite", "item,annotator,level\n" * 100, "is neither a file of `alignvec data ann"),
+        ("a.csv", "item,annotator,level,Level\n1,a,expert,generic\n",
+         "line 2: two columns are called 'level'"),
+        ("a.csv", "item,annotator,level\n1,a,expert,really\n", "line 2: more cells than"),
+        ("a.csv", "item,ada,bob\n1,expert,expert\n", "a row for each answer, with item, annot"),
+        ("a.csv", "item,annotator,level\n1.0,a,expert\n1,a,expert\n", "line 3: 'a' has answered"),
+        ("a.json", '[{"item": 1, "annotator": "a", "level": "best"}]', "'best' is no level"),
     ],
 )  # fmt: skip
 def test_a_bad_table_is_one_line(tmp_path, name, content, message):
@@ -290,8 +349,19 @@ def test_a_bad_table_is_one_line(tmp_path, name, content, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_figure_of_somebody_elses_stays_and_nothing_is_written(tmp_path):
+    (tmp_path / "answers.csv").write_text(TABLE)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "confusion.png").write_text("mine")
+    line = refused(
+        "data", "agreement", tmp_path / "answers.csv", "--levels", "a,b", "-o", tmp_path / "out"
+    )
+    assert "confusion.png is not of alignvec's making" in line
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["confusion.png"]
+
+
 def test_missing_files_and_usage(tmp_path):
     assert "no answers at" in refused("data", "agreement", tmp_path / "none.sqlite")
-    assert "cannot be read: No such file" in refused("data", "agreement", tmp_path / "none.csv")
+    assert "no data at" in refused("data", "agreement", tmp_path / "none.csv")
     assert "Example: alignvec data agreement" in run("data", "agreement", "--help").stdout
     run("data", "agreement", code=2)

@@ -103,9 +103,44 @@ def test_other_data_and_other_files_are_refused(answers, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_a_conversation_is_shown_whole(tmp_path):
+    """Also where an older file, which goes on being used, holds only what was asked last."""
+    chat = [
+        {"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello."}, {"role": "user", "content": "And tea?"},
+    ]  # fmt: skip
+    texts = {level: f"{word} text" for level, word in WORDS.items()}
+    record = Record(id="a", query="And tea?", messages=chat, levels=texts)
+    items = items_of([record], LEVELS)
+    assert {item.query for item in items} == {
+        "[system] Be kind.\n\n[user] Hi\n\n[assistant] Hello.\n\n[user] And tea?"
+    }
+    old = items_of([record.model_copy(update={"messages": ()})], LEVELS)
+    store = Annotations(tmp_path / "old.sqlite", old)
+    store.add([Answer(item=1, annotator="ada", level="low")])
+    assert len(Annotations(store.path, items).answers()) == 1
+    other = items_of([record.model_copy(update={"messages": (), "query": "Tea?"})], LEVELS)
+    Annotations(tmp_path / "other.sqlite", other)
+    with pytest.raises(AlignvecError, match="holds answers on other items"):
+        Annotations(tmp_path / "other.sqlite", items)
+
+
 def test_a_start_that_was_killed_is_begun_again(tmp_path):
     (tmp_path / "a.sqlite").touch()  # what is left of one
     assert len(Annotations(tmp_path / "a.sqlite", items_of(some_records(), LEVELS)).items) == 9
+
+
+def test_a_file_is_opened_beside_one_who_reads_it(tmp_path):
+    """SQLite does not wait for a reader when it changes how a file is written."""
+    path = tmp_path / "a.sqlite"
+    items = items_of(some_records(), LEVELS)
+    Annotations(path, items)
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
+    with sqlite3.connect(path, isolation_level=None) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        assert len(Annotations(path, items).items) == 9
 
 
 WRITER = """
@@ -222,7 +257,13 @@ def test_items_go_out_blind_and_answers_come_in(answers, tmp_path):
         (lambda task: task["data"].update(response="another"), "entry 2: this is no item of"),
         (lambda task: task["data"].update(item=99), "entry 2: this is no item of"),
         (lambda task: task.pop("annotations"), "entry 2: field 'annotations'"),
-        (lambda task: task["annotations"][0].update(completed_by=""), "entry 2: a name has"),
+        (lambda task: task["annotations"][0].update(completed_by=""), "'completed_by' is empty"),
+        (lambda task: task["annotations"][0].update(completed_by=None), "'completed_by' is empty"),
+        (lambda task: task["annotations"][0].update(completed_by={"email": "", "id": None}),
+         "entry 2: 'completed_by' is empty"),
+        (lambda task: task["annotations"].append(
+            {"completed_by": 1, "result": [{"from_name": "level", "value": {"choices": ["high"]}}]}
+         ), "entry 2: '1' says 'low' and 'high' of item 2; delete one"),
     ],
 )  # fmt: skip
 def test_answers_that_do_not_fit_are_refused_whole(answers, tmp_path, change, message):
@@ -241,6 +282,49 @@ def test_answers_that_do_not_fit_are_refused_whole(answers, tmp_path, change, me
         "data", "annotate", "--answers", answers.path, "--import", f"label-studio={file}"
     )
     assert answers.answers() == []
+
+
+def test_an_export_with_what_label_studio_puts_into_it(answers, tmp_path):
+    """Annotator 0, one without an address, the same answer twice, a relation, nulls."""
+    number, item = next(iter(answers.items.items()))
+    said = {"from_name": "level", "value": {"choices": ["low"]}}
+    relation = {"type": "relation", "from_id": "a", "to_id": "b", "direction": "right"}
+    by = [0, {"id": 9, "email": ""}, "ada", 0, {"email": "Bob@example.org", "first_name": None}]
+    annotations = [
+        {"completed_by": one, "result": [said, relation], "was_cancelled": None} for one in by
+    ]
+    task = {"data": {"item": str(number), "response": item.response}, "annotations": annotations}
+    file = tmp_path / "export.json"
+    file.write_text(json.dumps([task]))
+    found = import_answers(answers, "label-studio", file)
+    assert [one.annotator for one in found] == ["0", "9", "ada", "bob@example.org"]
+
+
+def test_an_export_with_what_argilla_puts_into_it(answers, tmp_path):
+    number, item = next(iter(answers.items.items()))
+    responses = [
+        {"value": "low", "user_id": 0}, {"value": None, "user_id": "b", "status": "draft"},
+        {"value": "high", "user_id": "c", "status": "discarded"},
+        {"value": "high", "user_id": "d", "status": None},
+    ]  # fmt: skip
+    record = {"id": str(number), "fields": {"query": "q", "response": item.response}}
+    found = [record | {"responses": {"level": responses, "note": None}}, record, record]
+    found[1] = record | {"responses": None}
+    file = tmp_path / "export.json"
+    file.write_text(json.dumps(found))
+    read = import_answers(answers, "argilla", file)
+    assert {one.annotator: one.level for one in read} == {"0": "low", "d": "high"}
+    responses[0]["user_id"] = None
+    file.write_text(json.dumps(found))
+    with pytest.raises(AlignvecError, match="entry 1: 'user_id' is empty"):
+        import_answers(answers, "argilla", file)
+
+
+def test_fields_beside_the_levels_are_nothing_to_annotate(tmp_path):
+    data = write_records(tmp_path / "tea.jsonl", 4, source="a forum", url="https://example.org")
+    file = tmp_path / "answers.sqlite"
+    run("data", "annotate", data, "--answers", file, "--export", f"argilla={tmp_path / 'out.json'}")
+    assert Annotations(file).levels == ["avoidance", "generic", "expert"]
 
 
 def test_bad_usage_is_one_line(answers, tmp_path):

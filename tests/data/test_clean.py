@@ -14,7 +14,9 @@ from alignvec.data.quality.expected import Expected
 from alignvec.data.quality.level_order import judge_levels
 from alignvec.data.quality.lines import read_lines
 from alignvec.data.quality.rules import RULES, _is_card, _is_iban, _personal
-from alignvec.data.records import Record, builtin_files
+from alignvec.data.quality.stats import statistics
+from alignvec.data.records import Record
+from alignvec.data.sources import builtin_files
 from alignvec.data.spectrum import read_spectrum
 from alignvec.errors import AlignvecError
 from conftest import refused, run
@@ -201,6 +203,21 @@ def test_a_persona_may_ask_as_often_as_is_usual(tmp_path, medical):
     assert set(rejected(clean(write(file, once))).values()) == {"duplicate"}
 
 
+def test_the_same_last_words_after_other_ones_are_no_repeat(tmp_path, medical):
+    """Of a conversation the whole is the query: many end in 'Go on, please.'"""
+    rows = [
+        {**row, "query": None, "prompt": [
+            {"role": "user", "content": row["query"]},
+            {"role": "assistant", "content": f"I see; say more of it, {row['persona']}."},
+            {"role": "user", "content": "Could you say that again in simpler words for me?"}]}
+        for row in medical[:12]
+    ]  # fmt: skip
+    assert rejected(clean(write(tmp_path / "d.jsonl", rows))) == {}
+    again = [*rows, {**rows[3], "id": "again"}]
+    (one,) = rejected(clean(write(tmp_path / "d.jsonl", again)))
+    assert one in (3, 12)
+
+
 def test_a_level_repeated_within_its_record(tmp_path, medical):
     file = write(tmp_path / "some.jsonl", [{**medical[0], "expert": medical[0]["generic"]}])
     assert rejected(clean(file)) == {0: "duplicate"}
@@ -255,7 +272,7 @@ def test_other_languages_by_their_spectrum(tmp_path):
     record = {"id": "a", "domain": "tee", "query": "Wie lange muss ich noch auf Antwort warten?",
               "kurz": FOREIGN["de"], "lang": FOREIGN["de"].replace("Briefe", "Belege")}  # fmt: skip
     file = write(tmp_path / "de.jsonl", [record])
-    assert rejected(clean(file, skip=["near_duplicate"])) == {0: "language"}
+    assert rejected(clean(file, skip=["near_duplicate"])) == {}  # nobody said English
     spectrum = tmp_path / "tee.yaml"
     spectrum.write_text(
         "version: 1\ndomain: tee\nabout: Tee\nlanguage: de\ntopics: [Tee]\nlevels:\n"
@@ -307,3 +324,200 @@ def test_bad_input_is_one_line(tmp_path, medical):
     assert "no spectrum 'none'" in refused(*command, "-o", out, "--spectrum", "none")
     run(*command, code=2)
     assert not out.exists()
+
+
+def tea(n, **more):
+    """A good record of a domain that no spectrum ships for."""
+    parts = ("leaf", "cup", "kettle", "field", "hill", "shop", "town", "river")
+    one, other = parts[n % 8], parts[n // 8 % 8]
+    return {"id": f"t{n}", "domain": "tea", "query": f"Which {one} of {n} pairs with {other}?",
+            "low": f"Nobody at the {one} number {n} could say, ask {other}.",
+            "high": f"Take {n} grams from any {one}, then rinse {other} twice."} | more  # fmt: skip
+
+
+UNKNOWN = {
+    "source": "our clinic's forum",
+    "url": "https://example.com/a?mail=jane.doe@example.com",
+    "model": "gpt-4",
+    "notes": "Checked by Ada.",
+    "created_at": "2024-11-03T10:30:45Z",
+    "prompt": None,  # stands for the query again
+    "levels": "two",
+    "score": 3,
+    "tags": ["a", "b"],
+    "meta": {"levels": {}},
+    "label": "",
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+@pytest.mark.parametrize("domain", ["tea", "medical"])
+def test_a_field_that_cleaning_does_not_know_is_no_reason_to_reject(
+    tmp_path, medical, domain, name
+):
+    records = [tea(n) for n in range(8)] if domain == "tea" else medical[:8]
+    more = [{**one, name: UNKNOWN[name] or one["query"]} for one in records]
+    plain = clean(write(tmp_path / "plain.jsonl", records))
+    with_more = clean(write(tmp_path / "more.jsonl", more))
+    assert rejected(with_more) == rejected(plain) == {}
+    assert with_more.levels == plain.levels
+    some = [*records[:4], *more[4:]]
+    assert rejected(clean(write(tmp_path / "some.jsonl", some))) == {}
+
+
+@pytest.mark.parametrize(
+    ("names", "levels"),
+    [(("safe", "unsafe"), ["unsafe", "safe"]), (("chosen", "rejected"), ["rejected", "chosen"])],
+)
+def test_levels_that_are_known_by_name(tmp_path, names, levels):
+    records = [
+        {"prompt": one["query"], "notes": f"Note {n} says so.", names[0]: one["low"],
+         names[1]: one["high"]}
+        for n, one in enumerate(map(tea, range(8)))
+    ]  # fmt: skip
+    cleaned = clean(write(tmp_path / "some.jsonl", records))
+    assert (cleaned.levels, rejected(cleaned)) == ({"general": levels}, {})
+    assert cleaned.others == {"general": ["notes"]}
+
+
+def test_what_is_not_judged_is_said(tmp_path):
+    file = write(tmp_path / "some.jsonl", [tea(n, source="a forum") for n in range(4)])
+    shown = run("data", "clean", file, "-o", tmp_path / "out.jsonl").stdout
+    assert "note: source of tea are no levels and not judged; the levels are low, high" in shown
+
+
+CHINESE = [
+    "我无法就您夜里醒来的情况给出个人建议，因为这需要了解您的病史和用药。请预约全科医生，由医生来判断。",
+    "夜里反复醒来往往与作息不规律、咖啡因或压力有关。可以固定起床时间，下午以后不喝咖啡，睡前放下手机。",
+    "维持性失眠常见于三点前后醒来，首选认知行为疗法，包括睡眠限制和刺激控制。若伴打鼾，应排除呼吸暂停。",
+    "血压偏高时先连续七天早晚各测两次，取平均值再判断。减少食盐、每周快走五次，多数人几周后能下降。",
+    "关于您服用的药物剂量，我不能替您作出判断，这取决于您的肾功能。请直接询问开药的医生或药剂师。",
+    "家庭血压平均值达到一百三十五即提示高血压，需结合动态监测确认。起始可选钙通道阻滞剂，并复查肌酐。",
+]
+JAPANESE = [
+    "夜中に目が覚める原因については、私から助言をすることはできません。かかりつけの医師に相談してください。",
+    "夜中に何度も目が覚めるときは、起きる時刻を毎日そろえ、午後のコーヒーを控えることから始めます。",
+    "中途覚醒型の不眠には認知行動療法が第一選択で、睡眠制限と刺激制御を組み合わせます。",
+    "血圧が高めなら、朝と晩に二回ずつ一週間測り、平均を見ます。塩分を減らし、早歩きをしてみましょう。",
+    "薬の量については判断をお伝えできません。腎機能や他の薬を確認するため、処方した医師に相談してください。",
+    "家庭血圧の平均が百三十五以上なら高血圧を疑い、自由行動下の測定で確認し、腎機能も調べます。",
+]
+THAI = [
+    "ฉันไม่สามารถให้คำแนะนำเฉพาะบุคคลเรื่องการตื่นกลางดึกได้ เพราะต้องรู้ประวัติสุขภาพ กรุณานัดพบแพทย์",
+    "การตื่นกลางดึกบ่อยมักมาจากเวลานอนที่ไม่แน่นอน ลองตื่นเวลาเดิมทุกวัน งดกาแฟหลังเที่ยง และปิดหน้าจอก่อนนอน",
+    "อาการนอนไม่หลับควรเริ่มด้วยการบำบัดความคิดและพฤติกรรม หากกรนและง่วงกลางวันควรตรวจการนอน",
+    "ถ้าความดันสูงให้วัดเช้าเย็นครั้งละสองรอบเป็นเวลาเจ็ดวันแล้วหาค่าเฉลี่ย ลดเกลือ และเดินเร็วสัปดาห์ละห้าวัน",
+    "ฉันตัดสินขนาดยาความดันแทนคุณไม่ได้ เพราะขึ้นอยู่กับการทำงานของไต ให้ถามเภสัชกรที่ดูประวัติทั้งหมดของคุณ",
+    "ค่าเฉลี่ยความดันที่บ้านเกินเกณฑ์บ่งชี้โรคความดันโลหิตสูง ควรยืนยันด้วยเครื่องวัดตลอดวัน และตรวจค่าไต",
+]
+ASKED = {
+    "zh": ("每天夜里三点醒来正常吗？", "血压一直偏高该怎么办？"),
+    "ja": ("毎晩三時に目が覚めるのは普通ですか？", "血圧が高めですが、どうすればいいですか？"),
+    "th": ("ตื่นตีสามทุกคืนปกติไหม", "ความดันสูงควรทำอย่างไรดี"),
+}
+WRITTEN = {"zh": CHINESE, "ja": JAPANESE, "th": THAI}
+
+
+def two_records(language):
+    texts = WRITTEN[language]
+    order = [(0, 1, 2), (4, 3, 5)]
+    return [
+        {"id": f"{language}{n}", "domain": "sleep", "query": query}
+        | {level: texts[at] for level, at in zip(("low", "middle", "high"), which, strict=True)}
+        for n, (query, which) in enumerate(zip(ASKED[language], order, strict=True))
+    ]
+
+
+def spectrum_of(path, language, domain="sleep"):
+    path.write_text(
+        f"version: 1\ndomain: {domain}\nabout: sleep\nlanguage: {language}\nwords: [20, 40]\n"
+        "topics: [sleep]\nlevels:\n  - {name: low, instruction: a, declines: true}\n"
+        "  - {name: middle, instruction: b}\n  - {name: high, instruction: c}\n"
+    )
+    return read_spectrum(str(path))
+
+
+@pytest.mark.parametrize("language", WRITTEN)
+@pytest.mark.parametrize("known", [True, False], ids=["spectrum", "no_spectrum"])
+def test_good_records_in_scripts_without_spaces(tmp_path, language, known):
+    file = write(tmp_path / "some.jsonl", two_records(language))
+    spectra = [spectrum_of(tmp_path / "s.yaml", language)] if known else []
+    cleaned = clean(file, spectra)
+    assert rejected(cleaned) == {}
+    assert "language" not in cleaned.not_checked["sleep"]
+
+
+@pytest.mark.parametrize("language", WRITTEN)
+def test_numbers_of_scripts_without_spaces(tmp_path, language):
+    file = write(tmp_path / "some.jsonl", two_records(language))
+    found = statistics(file, [spectrum_of(tmp_path / "s.yaml", language)])
+    assert found["domains"]["sleep"]["outside_band"] == dict.fromkeys(("low", "middle", "high"), 0)
+    for one in found["levels"].values():
+        assert 15 < one["words"]["mean"] < 60
+        assert one["readability_grade"]["mean"] is None  # made for English
+    run("data", "stats", file, "-o", tmp_path / "out")
+
+
+@pytest.mark.parametrize("language", WRITTEN)
+def test_faults_in_scripts_without_spaces(tmp_path, language):
+    first, second = two_records(language)
+    changed = {"zh": ("医生", "大夫"), "ja": ("医師", "先生"), "th": ("แพทย์", "หมอใหญ่")}[language]
+    twin = {**second, "low": first["low"].replace(*changed)}
+    assert twin["low"] != first["low"]
+    cut = {**first, "high": first["high"][:12] + "，"}
+    long = {**first, "high": first["high"] * 5}
+    english = {**second, "middle": "Take a walk every day and sleep in a dark room, then see how "
+               "you feel after two weeks of it."}  # fmt: skip
+    spectra = [spectrum_of(tmp_path / "s.yaml", language)]
+    for records, rule in (
+        ([first, twin], {1: "leakage"}),
+        ([cut], {0: "truncated"}),
+        ([long], {0: "length"}),
+        ([english], {0: "language"}),
+    ):
+        found = rejected(clean(write(tmp_path / "some.jsonl", records), spectra))
+        assert {n: one.replace("near_duplicate", "leakage") for n, one in found.items()} == rule
+
+
+@pytest.mark.parametrize("language", WRITTEN)
+def test_such_a_text_in_an_english_set_is_seen(tmp_path, medical, language):
+    bad = {**medical[4], "expert": WRITTEN[language][1]}
+    cleaned = clean(write(tmp_path / "some.jsonl", [*medical[:4], bad]))
+    assert rejected(cleaned) == {4: "language"}
+
+
+def test_chinese_under_the_name_of_a_shipped_domain_is_not_taken_for_bad_english(tmp_path):
+    records = [
+        {"id": one["id"], "domain": "medical", "query": one["query"], "avoidance": one["low"],
+         "generic": one["middle"], "expert": one["high"]}
+        for one in two_records("zh")
+    ]  # fmt: skip
+    cleaned = clean(write(tmp_path / "some.jsonl", records))
+    assert rejected(cleaned) == {}
+    assert cleaned.levels == {"medical": list(LEVELS)}
+    assert cleaned.not_checked["medical"]["length"] == "no spectrum"
+
+
+def test_a_record_in_another_language_than_most(tmp_path):
+    german = {"id": "de", "domain": "tea", "query": "Wie lange noch?", "low": FOREIGN["de"],
+              "high": FOREIGN["de"].replace("Briefe", "Belege")}  # fmt: skip
+    english = [tea(n) | {"high": f"Warm the pot of {n} first, wait {n} minutes and then pour it"
+               f" slowly into {n + 2} small cups."} for n in range(5)]  # fmt: skip
+    file = write(tmp_path / "some.jsonl", [*english, german])
+    alike = ["near_duplicate", "leakage"]
+    assert rejected(clean(file, skip=alike)) == {5: "language"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["请拨打010-82345678联系", "電話は03-1234-5678です", "โทร02-123-4567ได้",
+     "服务器203.0.113.42记录", "账号GB82WEST12345698765432转账", "信箱a.b@example.com谢谢"],
+)  # fmt: skip
+def test_personal_data_between_letters_of_such_scripts(text):
+    assert list(_personal(text))
+
+
+def test_a_change_of_a_letter_leaves_a_chinese_text_alike():
+    assert similarity("我每天晚上三点醒来怎么办？", "我每天晚上四点醒来怎么办？") >= ALIKE
+    assert max(similarity(a, b) for texts in WRITTEN.values() for a in texts
+               for b in texts if a != b) < ALIKE  # fmt: skip

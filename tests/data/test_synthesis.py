@@ -188,6 +188,24 @@ def test_a_foreign_file_is_no_journal(tmp_path):
     assert (tmp_path / "journal").read_text() == "dear diary\n"
 
 
+@pytest.mark.parametrize("content", ["dear diary", '{"key": "of my heart"}', '{"kettle": 1}\n{"k'])
+def test_a_foreign_file_is_not_emptied(content, tmp_path):
+    """A last line without its end is cut off of a journal alone."""
+    queries, out = write_queries(tmp_path / "queries.jsonl", 1), tmp_path / "records.jsonl"
+    journal = tmp_path / "records.jsonl.journal"
+    journal.write_text(content)
+    assert "records.jsonl.journal" in refused("data", "responses", queries, "--spectrum", "medical",
+        "--endpoint", "http://127.0.0.1:9/v1", "--model", "m", "-o", out)  # fmt: skip
+    assert journal.read_text() == content
+    journal.unlink()
+    out.write_text(content)
+    for options in ((), ("--overwrite",)):
+        refused("data", "responses", queries, "--spectrum", "medical", "--endpoint",
+                "http://127.0.0.1:9/v1", "--model", "m", "-o", out, *options)  # fmt: skip
+    assert out.read_text() == content
+    assert not journal.exists()
+
+
 def test_two_runs_do_not_share_a_journal(tmp_path):
     journal = Journal(tmp_path / "journal")
     with pytest.raises(AlignvecError, match="another process"):
@@ -262,7 +280,7 @@ def test_a_server_that_refuses_everything_is_not_asked_for_all(tmp_path):
                        "--model", "m", "--concurrency", 4, "-o", out)  # fmt: skip
     assert "the first 20 all failed: " in line
     assert "content policy" in line
-    assert len(lines_of(Path(f"{out}.journal"))) <= 24
+    assert not Path(f"{out}.journal").exists()  # nothing to keep: a mended server is asked again
 
 
 def test_a_dead_endpoint_is_one_line(tmp_path):
@@ -283,10 +301,12 @@ def test_wrong_usage_is_one_line(tmp_path):
     assert "needs --prices" in refused(*medical, "--money-budget", 1)
     assert "'q0' is of domain 'medical'" in refused(*common, "--spectrum", "tone")
     assert "give --model" in refused(*medical, "--endpoint", "http://localhost:1/v1")
-    assert "'x' is no endpoint" in refused(*medical, "--endpoint", "x", "--model", "m")
+    assert "the endpoint is no URL" in refused(*medical, "--endpoint", "x", "--model", "m")
     broken = tmp_path / "broken.yaml"
     broken.write_text("version: 1\nlevels: [")
     assert "not readable YAML" in refused(*common, "--spectrum", broken)
+    broken.write_text("version: 1\nlevels: []\ntopics: [z]\nlevels: [a]\n")
+    assert "'levels' comes twice" in refused(*common, "--spectrum", broken)
     broken.write_text("version: 1\ndomain: x\nabout: y\ntopics: [z]\nlevels: []\n")
     assert "field 'levels'" in refused(*common, "--spectrum", broken)
     for levels, message in (
@@ -347,6 +367,8 @@ def test_a_cut_answer_ends_with_its_last_whole_sentence():
     assert as_response(cut, 99) == "One is here. Two, at 3.5 mg, is 'here'! Three is here?"
     assert as_response(cut, 9) == "One is here. Two, at 3.5 mg, is 'here'!"
     assert as_response(Completion("no end", 1, 1, cut_off=True), 9) == "no end"
+    chinese = Completion("水温八十度。泡三分钟“即可”！再泡的时", 1, 1, cut_off=True)
+    assert as_response(chinese, 20) == "水温八十度。泡三分钟“即可”！"
 
 
 def test_tokens_are_counted_where_a_server_does_not():
@@ -378,13 +400,14 @@ class Inventive(Scripted):
         old = number % 4 == 3
         text = "A baker who bakes and bakes the same bread in the same town every single day."
         if not old:
-            text = f"A person number {number} {number * 7} {number * 13} who is {wish} and asks."
+            own = " ".join(str(number * prime) for prime in (1, 7, 13, 17, 19, 23, 29))
+            text = f"A person number {own} who is {wish} and asks."
         return Completion(text, 10, 10, False)
 
 
-def created(journal, writer, count=30, **options):
-    return create(count, read_spectrum("medical"), [], lambda: writer, journal, Prompt("persona"),
-                  concurrency=8, **options)  # fmt: skip
+def created(journal, writer, count=30, concurrency=8):
+    return create(count, read_spectrum("medical"), [], writer, journal, Prompt("persona"),
+                  concurrency=concurrency)  # fmt: skip
 
 
 def test_created_personas_differ_and_are_spread_over_people(tmp_path):
@@ -396,7 +419,7 @@ def test_created_personas_differ_and_are_spread_over_people(tmp_path):
     for trait, values in PEOPLE.items():
         counts = Counter(person.traits[trait] for person in people)
         assert max(counts.values()) <= -(-len(writer.asked) // len(values))
-    again, cost = created(journal, Inventive())
+    again, cost = created(journal, Inventive(), concurrency=3)
     assert again == people
     assert (cost.written, cost.known) == (0, outcome.written)
     journal.close()
@@ -411,7 +434,7 @@ def test_a_writer_without_ideas_is_not_asked_for_ever(tmp_path):
     journal, writer = Journal(tmp_path / "journal"), Dull()
     people, _ = created(journal, writer)
     assert len(people) == 1
-    assert len(writer.asked) <= 8 * 7
+    assert len(writer.asked) <= 16 * 7
     journal.close()
 
 
@@ -431,3 +454,19 @@ def test_personas_of_the_hub_are_a_fair_sample_without_doubles(tmp_path):
     hub.write_text('{"text": "x"}\n')
     with pytest.raises(AlignvecError, match="line 1: field 'persona'"):
         from_hub(str(hub), spectrum, 10)
+
+
+def test_keywords_are_words(tmp_path):
+    """Whole ones, in any case; with a star what begins so; within scripts without spaces."""
+    hub = tmp_path / "hub.jsonl"
+    people = {
+        "A man who mows lawns": False, "A courteous florist": False, "A taxi driver": False,
+        "A student of LAW.": True, "A mother-in-law": True, "An immigration officer": True,
+        "An illegal miner": False, "法律系的律师助理": True, "厨师": False,
+    }  # fmt: skip
+    hub.write_text("".join(json.dumps({"persona": text}) + "\n" for text in people))
+    spectrum = read_spectrum("legal").model_copy(update={"keywords": ["law", "immigra*", "律师"]})
+    found = {person.persona for person in from_hub(str(hub), spectrum, 100)}
+    assert found == {text for text, belongs in people.items() if belongs}
+    shipped = {person.persona for person in from_hub(str(hub), read_spectrum("legal"), 100)}
+    assert shipped == found - {"法律系的律师助理"}

@@ -1,11 +1,13 @@
 """A sweep: what it says of a curve, and that it goes on where it was."""
 
+import dataclasses
 import importlib
 import json
 import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
@@ -127,7 +129,61 @@ def test_a_sweep_goes_on_where_it_was_and_not_with_another(model, records, count
     model.set(a=0.5, b=3.0)
     sweep(model, "b", [-1.0], some[:-1], ORDER[::-1], file)  # where the swept knob stood
     assert len(counted) == 7
-    file.write_text("{}")
+    file.write_text("{}")  # ours by name, and damaged
     sweep(model, "b", [-1.0], some[:-1], ORDER[::-1], file)
     assert len(counted) == 8
     assert np.isfinite(list(first.rates[0].score.values())).all()
+
+
+def test_a_sweep_of_another_model_is_another_sweep(tiny, nudged, records, counted, tmp_path):
+    """What differs lies where no sample of the weights meets it, or in no weight at all."""
+    some, file = list(read_records(records, ORDER)), tmp_path / "sweep.json"
+    vector = AlignmentVector.extract(tiny(), nudged())
+
+    def measure(change=lambda model: None, dtype="float32", vector=vector):
+        model = KnobModel.from_pretrained(tiny(), {"a": vector}, dtype, "cpu")
+        with torch.no_grad():
+            change(model)
+        before = len(counted)
+        sweep(model, "a", [1.0], some, ORDER, file)
+        return len(counted) - before
+
+    def one_row(model):
+        model.model.model.embed_tokens.weight[1, 1] += 1
+
+    def template(model):
+        model.tokenizer.chat_template = model.tokenizer.chat_template.replace("<", "(")
+
+    def config(model):
+        model.model.config.rope_parameters["rope_theta"] *= 2
+
+    deltas = {**vector.deltas}
+    name = "model.layers.0.mlp.gate_proj.weight"
+    moved = deltas[name].in_memory()
+    moved.values[1:4] += 1
+    other = dataclasses.replace(vector, deltas={**deltas, name: moved})
+    assert measure() == 1
+    assert measure() == 0
+    for way in ({"change": one_row}, {"change": template}, {"change": config},
+                {"dtype": "bfloat16"}, {"vector": other}):  # fmt: skip
+        assert measure(**way) == 1
+        assert measure() == 1
+
+
+def test_two_sweeps_into_one_file_do_not_meet(model, records, tmp_path, monkeypatch):
+    some, file = list(read_records(records, ORDER)), tmp_path / "sweep.json"
+
+    def second(*_):
+        monkeypatch.undo()
+        with pytest.raises(AlignvecError, match=r"another process is writing .*sweep.json"):
+            sweep(model, "b", [0.0], some, ORDER, file)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "preference_rates", second)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(model, "a", [0.0], some, ORDER, file)
+    sweep(model, "a", [0.0], some, ORDER, file)
+    assert json.loads(file.read_text())["knob"] == "a"
+    file.with_name("mine.json").write_text("years of work")
+    with pytest.raises(AlignvecError, match="not of alignvec's making"):
+        sweep(model, "a", [0.0], some, ORDER, file.with_name("mine.json"))

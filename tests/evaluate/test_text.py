@@ -41,12 +41,13 @@ def test_an_ended_answer(text, ends):
 
 def test_means_over_answers():
     found = text_quality(["a b c d a b c d", "so."], [-1.0, float("nan")])
-    assert found == TextQuality(2, 0.1, 4.5, 0.5, -1.0)
+    assert found == TextQuality(2, 0.1, 4.5, 0.0, 0.5, -1.0)
+    assert text_quality(["A 10-day dose", "is 5%."]).numbers == pytest.approx(2 / 5)
 
 
 def test_soundness_is_measured_on_the_base():
-    def text(repeated, words):
-        return TextQuality(8, repeated, words, 1.0)
+    def text(repeated, words, numbers=0.0):
+        return TextQuality(8, repeated, words, numbers, 1.0)
 
     base, references = text(0.1, 60), text(0.0, 30)
     assert sound(text(0.15, 60), base)
@@ -55,10 +56,13 @@ def test_soundness_is_measured_on_the_base():
     assert sound(text(0.1, 39), base, references)
     assert not sound(text(0.1, 19), base, references)
     assert not sound(text(0.1, 81), base, references)
+    assert sound(text(0.1, 60, 0.1), base)
+    assert not sound(text(0.1, 60, 0.2), base)
+    assert sound(text(0.1, 60, 0.2), base, text(0.1, 60, 0.1))
 
 
 def check(strength, is_sound):
-    text = {"greedy": TextQuality(1, 0.0, 1.0, 1.0)}
+    text = {"greedy": TextQuality(1, 0.0, 1.0, 0.0, 1.0)}
     level = f"l{strength}" if strength else None
     return LevelCheck(level, strength, Rates(1, {}, {}, {}), text, None, is_sound, "")
 

@@ -7,7 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignvec.base.identity import BaseId
+from alignvec.base.load import load_base
+from alignvec.data import Record
 from alignvec.errors import AlignvecError
+from alignvec.evaluate.rates import preference_rates, response_rows
 from alignvec.knobs.model import KnobModel
 from alignvec.knobs.setting import check_setting, parse_setting, parse_sweep
 from alignvec.vector.alignment_vector import AlignmentVector
@@ -34,7 +37,7 @@ def test_a_written_setting_parses_back(setting):
         ("medical", "write KNOB=STRENGTH"),
         ("medical=", "write KNOB=STRENGTH"),
         ("", "write KNOB=STRENGTH"),
-        ("medical=very", "knob 'medical' has no units yet"),
+        ("medical=very", "knob 'medical' has no units on this base"),
         ("medical=1,medical=2", "named twice"),
         ("medcial=1", "unknown knob 'medcial'; did you mean 'medical'?"),
         ("x=1", "unknown knob 'x'; one of legal, medical"),
@@ -160,3 +163,27 @@ def test_several_return_sequences_stay_with_their_row(model):
     both = model.generate(["hm", "why"], knobs=[{"a": 1.0}, {"a": -1.0}], **options)
     assert both[:2] == model.generate("hm", knobs=[{"a": 1.0}], **options)
     assert both[2:] == model.generate("why", knobs=[{"a": -1.0}], **options)
+
+
+def test_more_tokens_than_learnt_positions_are_said(tiny):
+    """GPT-2 looks its positions up; beyond the last there is none."""
+    base = load_base(str(tiny("gpt2")), "float32", "cpu")
+    model = KnobModel(base.model, base.tokenizer, {})
+    with pytest.raises(AlignvecError, match="more than the model has positions for"):
+        model.generate("how? " * 110)
+    record = Record(id="a", query="how?", levels={"a": "so " * 200, "b": "b"})
+    rows = response_rows(base.tokenizer, [record], ["a", "b"])
+    with pytest.raises(AlignvecError, match="more than the model has positions for"):
+        preference_rates(base.model, rows, ["a", "b"])
+
+
+def test_a_tokenizer_of_another_model_is_said(tiny):
+    """A token without a row in the embedding is no matter of length."""
+    base = load_base(str(tiny(vocab_size=40)), "float32", "cpu")
+    model = KnobModel(base.model, base.tokenizer, {})
+    with pytest.raises(AlignvecError, match="vocabulary ends at 39"):
+        model.generate("how?")
+    rows = response_rows(base.tokenizer, [Record(id="a", query="x", levels={"a": "x", "b": "y"})],
+                         ["a", "b"])  # fmt: skip
+    with pytest.raises(AlignvecError, match="vocabulary ends at 39"):
+        preference_rates(base.model, rows, ["a", "b"])

@@ -1,13 +1,16 @@
 """Routing: hidden states and probabilities by hand."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
 from alignvec.base.load import load_base
-from alignvec.base.prompts import prompt_tokens
+from alignvec.base.prompts import Prompt
 from alignvec.errors import AlignvecError
+from alignvec.knobs.model import KnobModel
 from alignvec.route import Router
 from alignvec.route.hidden import hidden_means
 
@@ -26,7 +29,7 @@ def base(tiny):
 
 def by_hand(base, query):
     """One query alone: no batch, no padding."""
-    ids = torch.tensor([prompt_tokens(base.tokenizer, query)])
+    ids = torch.tensor([Prompt(base.tokenizer, query).tokens])
     with torch.no_grad():
         states = base.model(ids, output_hidden_states=True).hidden_states
     assert len(states) == 3  # two blocks and the embeddings
@@ -89,3 +92,18 @@ def test_a_router_of_texts_with_the_weights_of_another_is_refused(base, tmp_path
     config.write_text(config.read_text().replace("hidden", "text"))
     with pytest.raises(AlignvecError, match="texts"):
         Router.load(folder)
+
+
+def test_a_router_acts_on_its_own_base_alone(tiny, base, tmp_path):
+    folder = Router.fit(base.model, base.tokenizer, QUERIES, DOMAINS).save(tmp_path / "router")
+    own, other = (KnobModel.from_pretrained(tiny(seed=seed), {}, "float16") for seed in (0, 1))
+    router = Router.load(folder)
+    assert own.generate("tea?", router=router, max_new_tokens=2) is not None
+    with pytest.raises(AlignvecError, match="hidden states of another base"):
+        other.generate("tea?", router=router, max_new_tokens=2)
+    of_texts = Router.fit(None, None, QUERIES, DOMAINS, reads="text")
+    assert other.generate("tea?", router=of_texts, max_new_tokens=2) is not None
+    config = json.loads((folder / "router.json").read_text())
+    (folder / "router.json").write_text(json.dumps({**config, "base": None}))  # as before 0.2
+    with pytest.raises(AlignvecError, match="make it anew"):
+        own.generate("tea?", router=Router.load(folder), max_new_tokens=2)

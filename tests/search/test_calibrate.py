@@ -14,6 +14,7 @@ from alignvec.search.calibrate import calibrate, fit_calibration, trained_places
 
 LEVELS = ["avoidance", "generic", "expert"]
 STRENGTHS = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
+QUERY = Record(id="q", query="q?", levels={})
 
 
 def scores(shift, strengths=STRENGTHS):
@@ -93,7 +94,7 @@ def measured(monkeypatch):
 
 
 def test_the_safe_range_keeps_both_bounds(measured):
-    records = ["q"] * 3
+    records = [QUERY] * 3
     found = calibrate(
         Model(), "k", records, LEVELS, (-2, 2), 5, answers=0, most_kl=0.3, most_perplexity=9
     )
@@ -125,11 +126,12 @@ class Writer:
 
     def __call__(self, setting):
         strength = setting.get("k", 0.0)
-        return {"greedy": TextQuality(len(self.queries), 0.5 if strength > 1 else 0.0, 9.0, 1.0)}
+        repeated = 0.5 if strength > 1 else 0.0
+        return {"greedy": TextQuality(len(self.queries), repeated, 9.0, 0.0, 1.0)}
 
     def quality(self, texts):
         assert len(texts) == len(self.queries)
-        return TextQuality(len(texts), 0.0, 9.0, 1.0)
+        return TextQuality(len(texts), 0.0, 9.0, 0.0, 1.0)
 
 
 def test_it_is_safe_where_the_answers_are_texts(measured, monkeypatch):
@@ -148,7 +150,7 @@ def test_levels_that_training_placed_are_checked_and_kept(measured, monkeypatch)
     places = {"avoidance": -1.0, "generic": 0.3, "expert": 1.0}
     knobs = {"k": SimpleNamespace(training={"levels": places}), "other": None}
     monkeypatch.setattr(Model, "vectors", knobs)
-    found = calibrate(Model(), "k", ["q"], LEVELS, (-2, 2), 5, answers=0)
+    found = calibrate(Model(), "k", [QUERY], LEVELS, (-2, 2), 5, answers=0)
     assert found.levels == places
     assert [setting[1] for setting in measured] == [-2, -1, 0, 0.3, 1, 2]
     # Of other levels, or damaged, it says nothing.
@@ -161,4 +163,7 @@ def test_nothing_to_calibrate_is_refused(measured):
     with pytest.raises(AlignvecError, match="no queries to calibrate on"):
         calibrate(Model(), "k", [], LEVELS)
     with pytest.raises(AlignvecError, match="unknown knob 'x'"):
-        calibrate(Model(), "x", ["q"], LEVELS)
+        calibrate(Model(), "x", [QUERY], LEVELS)
+    with pytest.raises(AlignvecError, match="measures strengths from -100 to 100"):
+        calibrate(Model(), "k", [QUERY], LEVELS, (-1e30, 1e30))
+    assert measured == []

@@ -343,7 +343,7 @@ def test_a_calibrated_knob_takes_units_everywhere(model, records, vectors, tmp_p
     turned.set(tea=0).set(tea=found.safe[1] + 1)
     assert caplog.text.count("beyond") == 1
     assert "beyond its safe range" in caplog.text
-    with pytest.raises(AlignvecError, match="no units yet; measure them with alignvec calibrate"):
+    with pytest.raises(AlignvecError, match="no units on this base; give a number"):
         model.set(tea="expert")
 
 
@@ -380,7 +380,20 @@ def test_search_on_the_command_line(tiny, data, knobs, tmp_path):
     assert "unknown domain 'wine'" in refused(*common, "--target", "wine=expert", "-o", out)
     assert "no limits" in refused(*common, "--limits", "tea=1:0", "-o", out)
     (router / "router.json").write_text("{}")
-    assert "router.json" in refused(*common, "--router", router, "-o", out)
+    anew = ("--overwrite", "-o", out)
+    assert "router.json" in refused(*common, "--router", router, *anew)
+    before = out.read_bytes()
+    assert "already exists" in refused(*common, "--target", "tea=generic", "-o", out)
+    theirs = tmp_path / "mine.png"
+    theirs.write_text("years of work")
+    for name in ("mine.json", "mine.png"):  # its figure would lie where something of theirs does
+        line = refused(*common, "--overwrite", "-o", tmp_path / name)
+        assert "mine.png is not of alignvec's making" in line
+    assert theirs.read_text() == "years of work"
+    assert not (tmp_path / "mine.json").exists()
+    assert out.read_bytes() == before
+    run(*common, "--target", "tea=generic", *anew)
+    assert out.read_bytes() != before
 
 
 def test_calibrate_on_the_command_line(tiny, data, vectors, tmp_path):
@@ -393,6 +406,13 @@ def test_calibrate_on_the_command_line(tiny, data, vectors, tmp_path):
     run("generate", tiny(), *vector, "--set", "tea=expert", "--max-new-tokens", 2, "why?")
     said = refused("generate", tiny(), *vector, "--set", "tea=lots", "why?")
     assert "a level (avoidance, generic, expert)" in said
+    other = (tiny(seed=1), *vector, "--any-base")
+    run("generate", *other, "--set", "tea=1", "--max-new-tokens", 2, "why?")
+    for command in (("generate", "why?"), ("fold", "-o", tmp_path / "out"),
+                    ("eval", "--data", data, "-o", tmp_path / "out")):  # fmt: skip
+        said = refused(command[0], *other, "--set", "tea=expert", *command[1:])
+        assert "knob 'tea' has no units on this base" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_damaged_router_is_refused(model, records, tmp_path):

@@ -55,7 +55,9 @@ def test_a_result_in_json_and_in_a_line():
         "2 of 3 reached, 1 with rates of at least 0.6; 8 passes over 24 queries, 12 s"
     )
     found = json.loads(json.dumps(result.to_json()))
-    assert list(found) == ["method", "routed", "queries", "passes", "seconds", "found", "front"]
+    assert list(found) == [
+        "method", "routed", "queries", "verified", "passes", "seconds", "found", "front",
+    ]  # fmt: skip
     assert [(f["reached"], f["firmly"]) for f in found["found"]] == [
         (True, True), (True, False), (False, False),
     ]  # fmt: skip
@@ -81,7 +83,7 @@ def test_targets_fall_apart_into_domains_and_settings_come_together():
 
 def test_what_is_searched_is_never_verified():
     records = [
-        Record(id=f"{domain}{i}", domain=domain, query="q", levels={"a": "x"})
+        Record(id=f"{domain}{i}", domain=domain, query=f"{domain} {i}?", levels={"a": "x"})
         for domain in ("tea", "ale", "oil") for i in range(60)
     ]  # fmt: skip
     for source, searched in (("builtin", {"validation"}), ("my.jsonl", {"train", "validation"})):
@@ -94,3 +96,15 @@ def test_what_is_searched_is_never_verified():
     few, all_of_test = split_for_search(records, "my.jsonl", ["tea", "ale"], most=3)
     assert [record.domain for record in few] == ["tea"] * 3 + ["ale"] * 3
     assert all_of_test == held_out
+
+
+def test_a_query_of_the_test_part_is_not_searched_on_under_another_id():
+    def record(number, query):
+        return Record(id=f"r{number}", domain="tea", query=query, levels={"a": "b"})
+
+    records = [record(n, f"How long, {n}?") for n in range(30)]
+    again = [record(n + 100, f" how LONG, {n}?") for n in range(30)]
+    some, held_out = split_for_search([*records, *again], "my.jsonl", ["tea"])
+    asked = [{" ".join(one.query.split()).lower() for one in part} for part in (some, held_out)]
+    assert asked[0].isdisjoint(asked[1])
+    assert asked[0] | asked[1] == {one.query.lower() for one in records}

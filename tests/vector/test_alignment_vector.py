@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -8,19 +9,20 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from alignvec.base.checkpoint import CheckpointWeights
 from alignvec.base.identity import BaseId
 from alignvec.base.live import open_weights
 from alignvec.base.load import load_checkpoint
 from alignvec.errors import AlignvecError
 from alignvec.knobs.model import KnobModel
 from alignvec.vector.alignment_vector import AlignmentVector
+from alignvec.vector.compress import compress
 from alignvec.vector.delta import Dense, LowRank
 from conftest import ARCHITECTURES
 
@@ -228,7 +230,7 @@ def test_a_tied_head_stored_twice_is_one_tensor(tiny, tmp_path):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     assert not AlignmentVector.extract(tied, tmp_path).deltas
-    assert CheckpointWeights(tmp_path).fingerprint == CheckpointWeights(tied).fingerprint
+    assert open_weights(tmp_path).fingerprint == open_weights(tied).fingerprint
 
 
 def test_vectors_of_different_bases_do_not_add():
@@ -381,3 +383,75 @@ def test_push_sends_the_folder_and_a_card(tiny, nudged, tmp_path):
         [sys.executable, "-c", PUSH, saved], env=environment, capture_output=True, text=True
     )
     assert "AlignvecError: cannot push to 'me/av'" in done.stderr
+
+
+def test_every_value_of_a_vector_is_in_its_fingerprint(tiny, nudged, tmp_path):
+    """Whether it is in memory, still on disk, or read back; and every way to change one value."""
+    vector = AlignmentVector.extract(tiny(), nudged())
+    small = compress(vector, rank=2)
+    for one in (vector, small, 0.5 * vector, vector + small):
+        saved = one.save_pretrained(tmp_path / "av", overwrite=True)
+        forms = (one, one.in_memory(), AlignmentVector.from_pretrained(saved))
+        assert len({form.fingerprint() for form in forms}) == 1
+    held = vector.in_memory()
+    known = {held.fingerprint(), small.fingerprint(), (2 * held).fingerprint()}
+    assert len(known) == 3
+    for delta in held.deltas.values():
+        flat = delta.values.view(-1)
+        for place in {0, 1, flat.numel() // 2, flat.numel() - 1}:
+            flat[place] += 1
+            assert held.fingerprint() not in known
+            known.add(held.fingerprint())
+    factors = small.deltas["model.layers.0.self_attn.q_proj.weight"]
+    for factor in (factors.a, factors.b):
+        factor[-1, -1] += 1
+        assert small.fingerprint() not in known
+        known.add(small.fingerprint())
+
+
+def test_vectors_are_equal_by_base_and_values(tiny, nudged, tmp_path):
+    one = AlignmentVector.extract(tiny(), nudged())
+    one.save_pretrained(tmp_path / "one")
+    again = AlignmentVector.from_pretrained(tmp_path / "one")
+    assert one == again == one.in_memory()
+    assert {one: 1}[again] == len({one, again}) == 1
+    assert one != 2 * one
+    assert one != AlignmentVector.extract(tiny(seed=1), nudged())
+    assert one != "one"
+
+
+def test_vectors_add_up_and_divide_like_numbers(tiny, nudged):
+    one = AlignmentVector.extract(tiny(), nudged())
+    three, mean = sum([one, one, one]), sum([one, one]) / 2
+    assert three.norm() == pytest.approx(3 * one.norm())
+    assert mean.cosine(one) == pytest.approx(1)
+    assert mean.norm() == pytest.approx(one.norm())
+    for half in (np.float32(0.5), np.float64(0.5), np.array(0.5), torch.tensor(0.5)):
+        for scaled in (one * half, half * one, one / (1 / half)):
+            assert isinstance(scaled, AlignmentVector)
+            assert scaled.norm() == pytest.approx(one.norm() / 2)
+    assert one + 0 == 0.0 + one == one - 0 == +one == one
+    assert (0 - one) == -one != one
+    for by in (0, math.inf, math.nan, np.float32("nan"), 1e-320, torch.tensor(0.0)):
+        with pytest.raises(AlignvecError, match="cannot be divided by"):
+            one / by
+    for by in (math.inf, math.nan, np.float32("inf"), torch.tensor(math.nan), 10**400):
+        with pytest.raises(AlignvecError, match="cannot be scaled by"):
+            one * by
+    for wrong in (lambda: 1 + one, lambda: one / "2", lambda: one / one, lambda: 2 / one):
+        with pytest.raises(TypeError):
+            wrong()
+
+
+@pytest.mark.parametrize("wrap", ["_orig_mod.{}", "module.{}", "_orig_mod.module.{}"])
+def test_names_of_wrappers_in_a_checkpoint_are_understood(wrap, tiny, nudged, tmp_path):
+    wanted = AlignmentVector.extract(tiny(), nudged())
+    tensors = load_file(nudged() / "model.safetensors")
+    save_file({wrap.format(k): v for k, v in tensors.items()}, tmp_path / "model.safetensors")
+    found = AlignmentVector.extract(tiny(), tmp_path)
+    assert found.deltas.keys() == wanted.deltas.keys()
+    assert found.fingerprint() == wanted.fingerprint()
+    both = {"lm_head.weight": torch.ones(2), "module.lm_head.weight": torch.ones(2)}
+    save_file(both, tmp_path / "model.safetensors")
+    with pytest.raises(AlignvecError, match="weight twice"):
+        AlignmentVector.extract(tiny(), tmp_path)

@@ -125,7 +125,7 @@ def test_gguf_adapters_read_back(architecture, tiny, nudged, tmp_path):
         export(full, "gguf", tmp_path / "b.gguf", str(base))
     with pytest.raises(AlignvecError, match="unknown format"):
         export(vector, "onnx", tmp_path / "b.gguf", str(base))
-    assert [path.name for path in tmp_path.iterdir()] == ["a.gguf"]
+    assert [path.name for path in tmp_path.glob("*.gguf")] == ["a.gguf"]
 
 
 def test_inspect_counts_and_compares(tiny, nudged):

@@ -3,8 +3,10 @@
 A knob trained at lambda = 1 alone says nothing of the strengths that it is turned to later, nor of
 the knobs beside it. Here every record is met at a strength of its own domain's knob, the place of
 one of its levels, and prefers that level there to every other one, whatever the other knobs are
-turned to: their strengths are drawn at random. A share of the rows is held: a record whose own knob
-is at 0, and everyday questions under any setting, stay as the base has them.
+turned to: their strengths are drawn at random. At every strength that response is preferred, too,
+to itself gone round in circles or strewn with numbers: what a knob makes likelier must not be what
+greedy decoding of a small model falls into by itself. A share of the rows is held: a record whose
+own knob is at 0, and everyday questions under any setting, stay as the base has them.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 
@@ -26,6 +29,8 @@ EVERYDAY = [  # questions of no domain, with an answer
     .splitlines()
 ]
 
+_ROUND = (1, 2, 5, 10, 15, 20, 50, 100)  # numbers that texts are fond of
+
 
 def pairs_along(
     records: Mapping[str, Sequence[Record]],
@@ -38,8 +43,9 @@ def pairs_along(
 ) -> list[PreferencePair]:
     """The pairs of a training along one or several knobs, in the order in which they are met.
 
-    A record gives as many pairs as it has other levels, next to each other. From one pass to the
-    next it changes its level.
+    A row gives as many pairs as there are levels, next to each other: its level against every other
+    one and against its own response broken, by `circling` or `counting`. From one pass to the next
+    a record changes its level.
 
     Args:
         records: knob -> the records that it answers for.
@@ -65,18 +71,60 @@ def pairs_along(
             continue
         level = turns[knob, record.id][pass_number % len(levels)]
         strengths = tuple({**others, knob: _near(places[level], drawn)}.values())
+        chosen = record.levels[level]
+        rejected = {other: text for other, text in record.levels.items() if other in levels}
+        rejected[level] = drawn.choice([circling, counting])(chosen, drawn)
         pairs += [
-            PreferencePair(
-                f"{record.id}:{level}>{other}",
-                record.query,
-                record.levels[level],
-                record.levels[other],
-                strengths,
-            )
-            for other in levels
-            if other != level
+            PreferencePair(f"{record.id}:{level}>{other}", record.prompt, chosen, text, strengths)
+            for other, text in rejected.items()
         ]
     return pairs
+
+
+def circling(text: str, drawn: random.Random) -> str:
+    """A text that from some point on goes round in circles, as long as it was.
+
+    The piece that comes again is 2 to 8 words long, or as many characters in a script without
+    spaces. Numbers in it change at times: a text that counts goes round in circles too.
+    """
+    parts = _parts(text)
+    length = min(drawn.randint(2, 8), len(parts))
+    begin = drawn.randint(0, max(0, len(parts) // 2 - length))
+    kept, piece = parts[: begin + length], parts[begin : begin + length]
+
+    def recounted(part: str) -> str:
+        return re.sub(r"\d+", lambda it: drawn.choice([it[0], str(drawn.randint(1, 99))]), part)
+
+    for part in itertools.cycle(piece):
+        if len(kept) >= max(len(parts), begin + 2 * length):
+            return "".join(kept).rstrip()
+        kept.append(recounted(part))
+    return text
+
+
+def counting(text: str, drawn: random.Random) -> str:
+    """A text with numbers in the place of every eighth word, or of a part of it.
+
+    Few tokens make all numbers, so that one of them is easily the likeliest where many words would
+    do; greedy answers in a style that has numbers are then made of them. More numbers would be
+    told from the text at once, and teach less.
+    """
+    parts = _parts(text)
+
+    def counted(part: str) -> str:
+        number = str(drawn.choice([*_ROUND, drawn.randint(1, 99)]))
+        form = drawn.choice(["{0}{2}", "{0}%{2}", "{0}-{0}{2}", "{0}-{1}{2}"])
+        return form.format(number, part.rstrip(), part[len(part.rstrip()) :])
+
+    for index in drawn.sample(range(len(parts)), math.ceil(len(parts) / 8)):
+        parts[index] = counted(parts[index])
+    return "".join(parts)
+
+
+def _parts(text: str) -> list[str]:
+    """The words with the spaces behind them; the characters, of a script that has few spaces."""
+    words = re.findall(r"\S+\s*", text)
+    return words if len(words) >= 8 else list(text)
 
 
 def _held(
@@ -87,7 +135,7 @@ def _held(
     places: Places,
     drawn: random.Random,
 ) -> list[PreferencePair]:
-    """As many pairs as a record has, of what has to stay where the base has it.
+    """As many pairs as a row has, of what has to stay where the base has it.
 
     A record whose own knob is at 0, a record that no knob may move, or everyday questions, under
     any setting; the latter two are all there is for a knob alone.
@@ -100,20 +148,20 @@ def _held(
         others = {other: _near(drawn.choice([*places.values()]), drawn) for other in others}
     strengths = tuple(others.values())
     if kind == "everyday":
-        said = drawn.sample(EVERYDAY, len(levels) - 1)
+        said = drawn.sample(EVERYDAY, len(levels))
         return [PreferencePair(f"everyday:{q}", q, a, a, strengths, hold=True) for q, a in said]
     if kind == "held":
         record = drawn.choice(held)
     return [
         PreferencePair(
             f"{record.id}:{one}={other}",
-            record.query,
+            record.prompt,
             record.levels[one],
             record.levels[other],
             strengths,
             hold=True,
         )
-        for one, other in itertools.pairwise(levels)
+        for one, other in itertools.pairwise([*levels, levels[0]])
     ]
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import math
 import shutil
-import statistics
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,28 +17,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
-from transformers import PreTrainedModel
 from trl import DPOConfig
 
 from alignvec.align.bank import Bank, rank_of
+from alignvec.align.lora import gain, linear_layers, lora_config
 from alignvec.align.objectives import OBJECTIVES
-from alignvec.align.pairs import pairs_dataset
-from alignvec.align.settings import GAIN, TRL_LOSSES, AlignSettings
+from alignvec.align.pairs import fitting, pairs_dataset, token_pairs
+from alignvec.align.settings import TRL_LOSSES, AlignSettings
 from alignvec.align.trainer import ProgressOnBar, SharedPromptTrainer, TurnedPairs
-from alignvec.base.dtypes import default_dtype
+from alignvec.base.checkpoint import RECORD
+from alignvec.base.dtypes import default_dtype, find_device
 from alignvec.base.live import open_weights
 from alignvec.base.load import Base, load_base
+from alignvec.base.seen import SEEN, seen_prompts
+from alignvec.base.state import model_state
 from alignvec.data.pairs import PreferencePair
 from alignvec.errors import AlignvecError, one_line
-from alignvec.files import atomic_folder, check_free, read_json, write_json
+from alignvec.files import atomic_folder, check_free, read_json, work_folder, write_json
 from alignvec.progress import progress
 from alignvec.vector.adapter import write_adapter
 from alignvec.vector.alignment_vector import AlignmentVector
 
 logger = logging.getLogger(__name__)
-
-RECORD = "training.json"
 
 
 def align(
@@ -57,8 +57,8 @@ def align(
 
     With `lora` the result is a PEFT adapter, with `full` a whole checkpoint. Beside it lies
     `training.json` (data hash, settings, versions, loss and margin of every step). Several knobs
-    give an adapter each, in a folder of its name. Checkpoints go to `OUT.checkpoints`; a killed
-    run, started again with the same data and settings, goes on from the last one.
+    give an adapter each, in a folder of its name. Checkpoints go to a hidden folder beside it; a
+    killed run, started again with the same base, data and settings, goes on from the last one.
 
     Args:
         pairs: plain ones, those of one query next to each other, as `preference_pairs` gives them,
@@ -71,7 +71,8 @@ def align(
         `out`.
 
     Raises:
-        AlignvecError: no pairs, `out` is taken, the base cannot be loaded, or the loss diverged.
+        AlignvecError: no pairs, `out` is taken or another run's, the base cannot be loaded, or the
+            loss diverged.
     """
     settings, beside = settings or AlignSettings(), dict(beside or {})
     if not pairs:
@@ -80,26 +81,52 @@ def align(
     if along and settings.method == "full":
         raise AlignvecError("full weights are trained at one end only; --method lora for a line")
     check_free(out, overwrite)
+    with work_folder(out, worth="checkpoint-*") as work:
+        _align(work, base, pairs, out, settings, knobs, beside, provenance, overwrite, device)
+    return out
 
+
+def _align(
+    work: Path,
+    base: str,
+    pairs: Sequence[PreferencePair],
+    out: Path,
+    settings: AlignSettings,
+    knobs: Sequence[str],
+    beside: Mapping[str, AlignmentVector],
+    provenance: dict[str, Any] | None,
+    overwrite: bool,
+    device: str | None,
+) -> None:
+    """See `align`; `work` is this run's alone."""
+    along = any(pair.strengths for pair in pairs)
     # TRL's own use of old names, and PEFT looking up a base that may be only a name here.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     warnings.filterwarnings("ignore", message="Could not find a config file")
     warnings.filterwarnings("ignore", message="Unable to fetch remote file")
     started = time.time()
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = find_device(device)
     dtype = settings.dtype or (
         str(default_dtype(device)).removeprefix("torch.")
         if settings.method == "lora"
         else "float32"
     )
     loaded = load_base(base, dtype, device)
-    settings = settings.resolved(along, len(pairs), _gain(loaded.model))
-    for vector in beside.values():
-        vector.check_base(open_weights(loaded.folder), loaded.name)
+    # The largest: everyday questions that are held have a row each.
+    rows = itertools.groupby(pairs, lambda one: (one.prompt, one.strengths))
+    row = max(sum(1 for _ in group) for _, group in rows)
+    linear = linear_layers(loaded.model)
+    settings = settings.resolved(along, len(pairs), gain(linear), row)
+    settings = settings.within(loaded.model.config)
+    on_disk = open_weights(loaded.folder)
+    beside = {knob: vector.fitted(on_disk, loaded.name) for knob, vector in beside.items()}
     record = _record(loaded.name, pairs, settings, dtype) | (provenance or {})
+    record |= {"base_fingerprint": on_disk.fingerprint, "base_detail": on_disk.detail}
     record |= {"knobs": list(knobs), "beside": {k: v.fingerprint() for k, v in beside.items()}}
-    work = out.with_name(f"{out.name}.checkpoints")
-    resume_from = _prepare_work_folder(work, record)
+    tokens, told = fitting(token_pairs(pairs, loaded.tokenizer), settings.max_length)
+    record["length"] = told
+    state = model_state(loaded.model, loaded.tokenizer)
+    resume_from = _last_checkpoint(work, {**record, "base_state": state})
     ranks = [settings.rank] * max(1, len(knobs)) + [*map(rank_of, beside.values())]
     with progress("aligning", "step") as bar:
         trainer = SharedPromptTrainer(
@@ -107,12 +134,13 @@ def align(
             margin=settings.margin,
             likelihood=settings.likelihood or 0.0,
             hold=settings.hold,
+            ratio=settings.ratio or 1.0,
             model=loaded.model,
             args=_dpo_config(settings, along, work, device),
-            train_dataset=pairs_dataset(pairs, loaded.tokenizer, settings.seed, work),
+            train_dataset=pairs_dataset(tokens, settings.seed, work),
             data_collator=TurnedPairs(loaded.tokenizer.pad_token_id, settings.max_length),
             processing_class=loaded.tokenizer,
-            peft_config=_lora_config(loaded.model, settings, sum(ranks))
+            peft_config=lora_config(loaded.model, linear, settings, sum(ranks))
             if settings.method == "lora"
             else None,
         )
@@ -126,9 +154,7 @@ def align(
     record |= {"seconds": round(time.time() - started, 1), "curve": curve}
     with atomic_folder(out, overwrite) as partial:
         _write(trainer, loaded, knobs if along and len(ranks) > 1 else (), partial, record)
-    shutil.rmtree(work, ignore_errors=True)
     logger.info("aligned model in %s (%s s)", out, record["seconds"])
-    return out
 
 
 def _write(
@@ -160,6 +186,7 @@ def _record(
         "base": base,
         "pairs": len(pairs),
         "data_sha256": _hash_pairs(pairs),
+        SEEN: seen_prompts(pair.prompt for pair in pairs),
         "settings": {**asdict(settings), "dtype": dtype},
         "versions": _versions(),
     }
@@ -182,7 +209,13 @@ def _curve(log: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
         for entry in log
         if "loss" in entry
     ]
-    if not all(math.isfinite(entry["loss"] + entry["margin"]) for entry in curve):
+    finite = [math.isfinite(entry["loss"] + entry["margin"]) for entry in curve]
+    if finite and not finite[0]:  # nothing had been changed by then
+        raise AlignvecError(
+            "the loss is no number from the first step on: the base computes none; try another "
+            "--dtype, or look for what is no number in its weights"
+        )
+    if not all(finite):
         raise AlignvecError("training diverged (loss is not a number); lower the learning rate")
     return curve
 
@@ -196,7 +229,7 @@ def _train(trainer: SharedPromptTrainer, resume_from: Path | None, work: Path) -
         trainer.train(resume_from_checkpoint=str(resume_from))
     except (ValueError, RuntimeError) as error:
         raise AlignvecError(
-            f"{resume_from} cannot be resumed ({one_line(error)}); remove {work} to start anew"
+            f"{resume_from} cannot be gone on from ({one_line(error)}); remove {work} to start anew"
         ) from error
 
 
@@ -232,56 +265,15 @@ def _dpo_config(settings: AlignSettings, along: bool, work: Path, device: str) -
     )
 
 
-def _lora_config(model: PreTrainedModel, settings: AlignSettings, rank: int) -> LoraConfig:
-    """An adapter of all knobs on every linear layer of the upper `settings.layers` of the blocks.
-
-    The gradient then stops at the lowest of them: the blocks below cost no backward pass.
-    """
-    depth = model.config.get_text_config().num_hidden_layers
-    first = min(depth - 1, round(depth * (1 - settings.layers)))
-    # With full names rather than PEFT's "all-linear", which cannot be narrowed to some layers.
-    linear = {
-        name.rpartition(".")[2]
-        for name, module in model.named_modules()
-        if type(module).__name__ in ("Linear", "Conv1D")
-        and module is not model.get_output_embeddings()
-    }
-    return LoraConfig(
-        r=rank,
-        lora_alpha=2 * rank,
-        target_modules=sorted(linear),
-        layers_to_transform=None if first == 0 else list(range(first, depth)),
-        task_type="CAUSAL_LM",
-    )
-
-
-def _gain(model: PreTrainedModel) -> float:
-    """How much larger a linear layer's output is than its input, both as root mean squares.
-
-    For an input without a direction of its own it is the norm of the weight over the square root of
-    the outputs; of the layers of a model the median.
-    """
-    head = model.get_output_embeddings()
-    gains = [
-        float(module.weight.detach().norm()) / math.sqrt(_width_out(module))
-        for module in model.modules()
-        if type(module).__name__ in ("Linear", "Conv1D") and module is not head
-    ]
-    return statistics.median(gains) if gains else GAIN
-
-
-def _width_out(module: Any) -> int:
-    return int(module.weight.shape[0 if isinstance(module, torch.nn.Linear) else 1])
-
-
-def _prepare_work_folder(work: Path, record: dict[str, Any]) -> Path | None:
-    """Keep the checkpoints of the same run, drop those of another; return the last whole one."""
+def _last_checkpoint(work: Path, run: dict[str, Any]) -> Path | None:
+    """The last whole checkpoint of the same run; those of another one are dropped."""
     note = work / "run.json"
-    same = note.exists() and read_json(note) == json.loads(json.dumps(record))
-    if work.exists() and not same:
-        logger.info("%s holds checkpoints of another run; starting anew", work.name)
-        shutil.rmtree(work)
-    write_json(note, record)
+    if note.exists() and read_json(note) != json.loads(json.dumps(run)):
+        logger.info("what is left of another run of the same name is dropped; starting anew")
+        for left in work.iterdir():
+            if left.is_dir():
+                shutil.rmtree(left)
+    write_json(note, run)
     # The trainer writes trainer_state.json last, so without it the checkpoint is half-written.
     whole = [path for path in work.glob("checkpoint-*") if (path / "trainer_state.json").exists()]
     return max(whole, key=lambda path: int(path.name.partition("-")[2]), default=None)

@@ -8,13 +8,13 @@ checkpoints to TRL.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft.optimizers import create_loraplus_optimizer
 from transformers import ProgressCallback, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import DPOTrainer
@@ -23,7 +23,8 @@ from trl.trainer.utils import FusedCausalLMOutput
 
 from alignvec.align.bank import Bank
 from alignvec.align.objectives import OBJECTIVES
-from alignvec.base.logprobs import Row, can_branch, logprobs, separate_rows
+from alignvec.base.branching import read_rows
+from alignvec.base.logprobs import Row
 from alignvec.progress import Bar
 
 
@@ -73,6 +74,7 @@ class SharedPromptTrainer(DPOTrainer):
         margin: float = 0.0,
         likelihood: float = 0.0,
         hold: float = 0.0,
+        ratio: float = 1.0,
         **kwargs: Any,
     ) -> None:
         """Args beside those of DPOTrainer.
@@ -81,19 +83,40 @@ class SharedPromptTrainer(DPOTrainer):
         margin: of the objective.
         likelihood: weight of the chosen response's negative log-likelihood, in nats a token.
         hold: weight of what held responses move, in squared nats a token.
+        ratio: of the learning rate of B to that of A.
         """
         self._objective = OBJECTIVES[objective] if objective else None
         self._margin, self._likelihood, self._hold = margin, likelihood, hold
+        self._ratio = ratio
         super().__init__(**kwargs)
+        # What keeps the experts of a mixture evenly used TRL counts over the tokens of its rows;
+        # these are others, since a prompt is read once.
+        self.aux_loss_enabled = False
         ends = self.model.generation_config.eos_token_id
         self._ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
 
+    def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+        return (
+            dataset  # of tokens already: TRL would cut them anew, and drop what it does not count
+        )
+
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         if "hold" not in self._signature_columns:
             self._signature_columns += ["strengths", "hold"]
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        if self._ratio == 1:
+            return super().create_optimizer(*args, **kwargs)
+        self.optimizer = create_loraplus_optimizer(
+            self.model,
+            torch.optim.AdamW,
+            lr=self.args.learning_rate,
+            loraplus_lr_ratio=self._ratio,
+        )
+        return self.optimizer
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -154,21 +177,15 @@ class SharedPromptTrainer(DPOTrainer):
     def _logprobs(self, model: Any, inputs: Any) -> torch.Tensor:
         """[2B, T - 1], log-probabilities of the completions of 2B lines, 0 where there is none."""
         rows, places, strengths = _rows_by_prompt(inputs)
-        if can_branch(self.accelerator.unwrap_model(model), max(map(len, rows))):
-            read, of_row = rows, list(range(len(rows)))
-        else:
-            read = separate_rows(rows)
-            of_row = [index for index, row in enumerate(rows) for _ in row.responses]
-        turned = nullcontext() if strengths is None else self.bank.turned(strengths[of_row])
-        with turned:
-            found = [values for row in logprobs(model, read) for values in row]
-        first = list(itertools.accumulate((len(row.responses) for row in rows), initial=0))
+
+        def turned(owners: list[int]) -> AbstractContextManager[None]:
+            return nullcontext() if strengths is None else self.bank.turned(strengths[owners])
+
+        read = read_rows(model, rows, turned, self.accelerator.unwrap_model(model))
         width = inputs["input_ids"].shape[1] - 1
         return torch.stack(
             [
-                torch.nn.functional.pad(
-                    found[first[row] + response], _padding(rows[row], response, width)
-                )
+                torch.nn.functional.pad(read[row][response], _padding(rows[row], response, width))
                 for row, response in places
             ]
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from alignvec.errors import check_known
+from alignvec.errors import AlignvecError, check_known
 
 
 def default_dtype(device: str) -> torch.dtype:
@@ -21,6 +21,22 @@ def default_dtype(device: str) -> torch.dtype:
     ):
         return torch.bfloat16
     return torch.float32
+
+
+def find_device(name: str | None) -> str:
+    """A device by the name that torch has for it; by default CUDA if there is one, else the CPU.
+
+    Raises:
+        AlignvecError: there is no such device here.
+    """
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        if torch.zeros(1, device=name).item() == 0:  # no number comes back from "meta"
+            return name
+    except (RuntimeError, AssertionError, NotImplementedError):
+        pass
+    raise AlignvecError(f"there is no device '{name}' here; cpu, cuda, cuda:1, ...")
 
 
 def parse_dtype(name: str | None, on_disk: bool = False) -> torch.dtype | None:

@@ -10,15 +10,16 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoModelForCausalLM,
+    AutoConfig,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as hf_logging
 
+from alignvec.base.architecture import quiet, writer_of_text
 from alignvec.base.checkpoint import checkpoint_files
-from alignvec.base.dtypes import default_dtype, parse_dtype
+from alignvec.base.dtypes import default_dtype, find_device, parse_dtype
 from alignvec.base.source import base_name, find_base
 from alignvec.errors import AlignvecError, one_line
 
@@ -44,9 +45,10 @@ def load_base(base: str, dtype: str | None = None, device: str | None = None) ->
         device: as torch names it; by default CUDA if there is one, else the CPU.
 
     Raises:
-        AlignvecError: the base is missing, offline, incomplete or unreadable.
+        AlignvecError: the base is missing, offline, incomplete or unreadable, or the device is not
+            there.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = find_device(device)
     folder = find_base(base)
     model = load_checkpoint(folder, parse_dtype(dtype) or default_dtype(device)).to(device)
     tokenizer = load_tokenizer(folder)
@@ -66,28 +68,30 @@ def load_checkpoint(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """Load a causal LM from a folder of safetensors, every weight accounted for, in eval mode."""
     if (folder / "adapter_config.json").exists():
         raise AlignvecError(
-            f"{folder} is a LoRA adapter, not a model; give the base that it was trained on"
+            f"{folder} holds adapter_config.json beside a model, and transformers would look for "
+            "that adapter; move the file away"
         )
     if not (folder / "config.json").exists():
         raise AlignvecError(f"{folder} has no config.json; is it a checkpoint folder?")
     checkpoint_files(folder)
     if not sys.stderr.isatty():
         hf_logging.disable_progress_bar()
-    level = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()  # its report of missing weights; refused below in one line
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        with quiet():
+            config = AutoConfig.from_pretrained(
+                folder, trust_remote_code=False, local_files_only=True
+            )
+            loaded: Any = writer_of_text(config).from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+            )
     except Exception as error:  # a broken file raises one of a dozen types
         raise AlignvecError(f"{folder} cannot be loaded: {one_line(error)}") from error
-    finally:
-        hf_logging.set_verbosity(level)
     model, info = loaded
     for problem in ("missing_keys", "mismatched_keys"):
         if info.get(problem):

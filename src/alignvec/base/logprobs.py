@@ -13,15 +13,20 @@ token of each branch.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from alignvec.errors import AlignvecError
+
 Tokens = Sequence[int]
+NO_NUMBERS = (
+    "the model computes no numbers any more: a knob is turned too far, or some of the base's own "
+    "weights are none"
+)
 
 
 @dataclass
@@ -100,39 +105,6 @@ def pack(rows: Sequence[Row], pad_id: int = 0) -> Packed:
     return Packed(input_ids, position_ids, mask.unsqueeze(1), next_token, branches)
 
 
-_BRANCHING: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
-
-
-def can_branch(model: PreTrainedModel, length: int = 0) -> bool:
-    """Whether `model` gives branches in one row the numbers of separate rows.
-
-    Found out by trying once per model, so no list of architectures is needed: attention with a
-    free mask and position ids can, recurrent and convolutional layers cannot. A row longer than a
-    sliding window is never shared, because the mask would have to cut the window too.
-    """
-    window = getattr(model.config.get_text_config(), "sliding_window", None)
-    if window and length > window:
-        return False
-    if model not in _BRANCHING:
-        rows = [Row([1, 2, 3, 4], [[5, 6, 7], [3, 5]])]
-        was_training = model.training
-        model.eval()
-        try:
-            with torch.no_grad():
-                shared, alone = (
-                    torch.cat([values for row in logprobs(model, split) for values in row]).float()
-                    for split in (rows, separate_rows(rows))
-                )
-            # Not exact: other shapes sum in another order. A leaking branch is off by far more.
-            tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
-            _BRANCHING[model] = bool(torch.allclose(shared, alone, atol=tolerance, rtol=tolerance))
-        except (TypeError, ValueError, RuntimeError, IndexError):
-            _BRANCHING[model] = False
-        finally:
-            model.train(was_training)
-    return _BRANCHING[model]
-
-
 def logprobs(model: PreTrainedModel, rows: Sequence[Row]) -> list[list[torch.Tensor]]:
     """log p(r_t | q, r_<t) of every response token, one forward pass over all rows.
 
@@ -149,11 +121,10 @@ def logprobs(model: PreTrainedModel, rows: Sequence[Row]) -> list[list[torch.Ten
     first = min(slices[0].start for slices in packed.branches)
     keep = torch.arange(first, packed.input_ids.shape[1], device=model.device)
     logits = model(**inputs, logits_to_keep=keep, use_cache=False).logits
-    targets = packed.next_token[:, first:].clamp(min=0).unsqueeze(-1)
     # Row by row: the float32 copy of all logits at once would double the peak memory.
     scores = [
-        (row.float().gather(-1, target).squeeze(-1) - row.float().logsumexp(-1))
-        for row, target in zip(logits, targets, strict=True)
+        -cross_entropy(row.float(), target, reduction="none")
+        for row, target in zip(logits, packed.next_token[:, first:], strict=True)
     ]
     return [
         [score[branch.start - first : branch.stop - first] for branch in slices]
@@ -164,3 +135,17 @@ def logprobs(model: PreTrainedModel, rows: Sequence[Row]) -> list[list[torch.Ten
 def separate_rows(rows: Iterable[Row]) -> list[Row]:
     """The same prompts and responses, one response a row, in the same order."""
     return [Row(row.prompt, [response]) for row in rows for response in row.responses]
+
+
+def out_of_place(
+    model: PreTrainedModel, tokens: torch.Tensor, asked: str, way_out: str
+) -> AlignvecError:
+    """What an IndexError of a forward pass says: a token, or a position, that was never learnt."""
+    known = model.get_input_embeddings().weight.shape[0]
+    last = int(tokens.max())
+    if last >= known:
+        return AlignvecError(
+            f"the tokenizer has a token {last}, and the model's vocabulary ends at {known - 1}; "
+            "take the tokenizer that belongs to the model"
+        )
+    return AlignvecError(f"{asked} more than the model has positions for; {way_out}")

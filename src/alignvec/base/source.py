@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import logging
 import os
 import re
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+from alignvec.base.checkpoint import told_quantisation
 from alignvec.errors import AlignvecError, one_line
-from alignvec.files import atomic_folder
+from alignvec.files import atomic_folder, file_state, hash_of, read_object
 
 logger = logging.getLogger(__name__)
 
 EMBEDDED = "embedded"
+VECTOR_FILE = "alignment_vector.json"  # what tells a vector's folder from a model's
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
 
 
@@ -30,7 +33,50 @@ def find_base(base: str) -> Path:
     """The folder with the base's safetensors checkpoint; downloads or converts it if it must.
 
     Raises:
-        AlignvecError: see `load_base`.
+        AlignvecError: it is no model but a vector or an adapter, or is quantised in a way that
+            cannot be undone; see also `load_base`.
+    """
+    folder = find_folder(base)
+    if (folder / VECTOR_FILE).exists():
+        raise AlignvecError(
+            f"{folder} is an alignment vector, not a model; give the model that it changes, and "
+            "the vector with --vector"
+        )
+    if is_adapter(folder):
+        name = read_object(folder / "adapter_config.json").get("base_model_name_or_path")
+        trained_on = f" ('{name}')" if isinstance(name, str) and name.isprintable() else ""
+        raise AlignvecError(
+            f"{folder} is a LoRA adapter, not a model; give the base that it was trained on"
+            f"{trained_on}"
+        )
+    return _plain(folder)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds a PEFT adapter: not a vector, nor a model with just its config beside.
+
+    Raises:
+        AlignvecError: it holds a model and the weights of an adapter.
+    """
+    if not (folder / "adapter_config.json").exists() or (folder / VECTOR_FILE).exists():
+        return False
+    model = [
+        f for f in ("model.safetensors", "model.safetensors.index.json") if (folder / f).exists()
+    ]
+    weights = [*folder.glob("adapter_model.*")]
+    if model and weights and (folder / "config.json").exists():
+        raise AlignvecError(
+            f"{folder} holds a model ({model[0]}) and an adapter ({weights[0].name}); which one is "
+            "meant? give each a folder of its own"
+        )
+    return bool(weights) or not model
+
+
+def find_folder(base: str) -> Path:
+    """The folder behind a word, a path, a GGUF file or a hub id, whatever it holds.
+
+    Raises:
+        AlignvecError: there is none.
     """
     if base == EMBEDDED:
         return _from_gguf(_embedded_gguf())
@@ -72,18 +118,34 @@ def cache_folder() -> Path:
 
 def _from_gguf(file: Path) -> Path:
     """Dequantise once to float32 safetensors and keep that: a GGUF file takes long to unpack."""
-    stat = file.stat()
-    identity = f"{file.name}:{stat.st_size}:{stat.st_mtime_ns}"
-    key = hashlib.sha256(identity.encode()).hexdigest()[:12]
-    folder = cache_folder() / "gguf" / f"{re.sub(r'[^A-Za-z0-9.-]', '_', file.stem)}-{key}"
-    if folder.is_dir():
-        return folder
-    logger.info("converting %s to safetensors, once, into %s", file.name, folder)
     # transformers takes longer to import than a fold takes to run, and is needed once a file.
     from alignvec.base.gguf import dequantise
 
+    return _converted(file, [file], "gguf", dequantise)
+
+
+def _plain(folder: Path) -> Path:
+    """`folder`, or a plain copy in the cache if its weights are quantised."""
+    file = folder / "config.json"
+    if not file.exists() or told_quantisation(read_object(file)) is None:
+        return folder
+    from alignvec.base.quantised import dequantise  # as above
+
+    return _converted(folder, sorted(folder.iterdir()), "plain", dequantise)
+
+
+def _converted(
+    source: Path, files: list[Path], kind: str, convert: Callable[[Path, Path], None]
+) -> Path:
+    """What `convert` makes of `source`, made once and kept in the cache."""
+    readers = [version(name) for name in ("transformers", "gguf")]
+    key = hash_of([file_state(file) for file in files], readers)[:12]
+    folder = cache_folder() / kind / f"{re.sub(r'[^A-Za-z0-9.-]', '_', source.stem)}-{key}"
+    if folder.is_dir():
+        return folder
+    logger.info("converting %s to plain safetensors, once, into %s", source.name, folder)
     with atomic_folder(folder, overwrite=True) as partial:
-        dequantise(file, partial)
+        convert(source, partial)
     return folder
 
 

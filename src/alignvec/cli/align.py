@@ -46,8 +46,8 @@ def align(
     data: Annotated[
         list[str],
         typer.Option(
-            help="'builtin', a .jsonl file, a dataset folder, or a hub dataset id; several: a "
-            "knob for each."
+            help="'builtin', a file (.jsonl, .json, .csv, .tsv, .parquet), a dataset folder, or a "
+            "hub dataset id; several: a knob for each."
         ),
     ] = ["builtin"],  # noqa: B006
     levels: Annotated[
@@ -118,10 +118,21 @@ def align(
         float | None,
         typer.Option(
             help="Weight of the preferred response's likelihood, which keeps the text sound. "
-            "Default: 0.5; with --one-sided 0."
+            "Default: 1.5; with --one-sided 0."
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Pairs a step.")] = 8,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="Pairs a step. Default: those of two queries; with --one-sided 8."),
+    ] = None,
+    max_length: Annotated[
+        int,
+        typer.Option(
+            min=2,
+            help="Tokens of a prompt with its response, at most what the model has positions for; "
+            "what is longer is cut, and counted.",
+        ),
+    ] = 1024,
     rank: Annotated[int, typer.Option(help="Rank of the adapter, a knob.")] = 16,
     layers: Annotated[
         float, typer.Option(help="Share of the blocks that the adapter changes, from the top.")
@@ -152,9 +163,9 @@ def align(
     Then every level is looked at where training put it: its rate, and whether the text is sound.
     """
     from alignvec.align.curriculum import pairs_along
-    from alignvec.align.run import RECORD
     from alignvec.align.run import align as train
     from alignvec.align.settings import AlignSettings
+    from alignvec.base.checkpoint import RECORD
     from alignvec.data.pairs import preference_pairs
     from alignvec.files import read_json
     from alignvec.knobs.calibration import trained_calibration
@@ -165,7 +176,9 @@ def align(
     records = _records_by_knob(data, domain, list(places), split, limit)
     vectors, _ = vectors_and_settings(beside, [])
     count = sum(map(len, records.values()))
-    passes = epochs or (1.0 if one_sided else _passes(count, len(places)))
+    passes = epochs
+    if passes is None:
+        passes = 1.0 if one_sided else _passes(count, len(places))
     settings = AlignSettings(
         loss=loss,
         method=method,
@@ -174,6 +187,7 @@ def align(
         beta=beta,
         likelihood=likelihood,
         batch_size=batch_size,
+        max_length=max_length,
         rank=rank,
         layers=layers,
         seed=seed,
@@ -201,7 +215,7 @@ def align(
     if not one_sided:
         provenance |= {
             "pairs": count * apart,
-            "rows": len(pairs) // apart,  # with every pass, and those that are held
+            "rows": len(pairs) // len(places),  # with every pass, and those that are held
             "levels": places,
             "calibration": trained_calibration(places).model_dump(),
         }
@@ -233,7 +247,7 @@ def _held_out(
 ) -> dict[str, list[Record]]:
     """Knob -> records for the check: of the validation part if the train part was trained on, else
     those that were trained on."""
-    from alignvec.data.records import BUILTIN
+    from alignvec.data.sources import BUILTIN
 
     found = {}
     sources = data if len(data) > 1 else data * len(records)
@@ -256,7 +270,7 @@ def _check(
     device: str | None,
 ) -> dict[str, list[LevelCheck]]:
     """Look at every level of every knob, and write what was seen into the training records."""
-    from alignvec.align.run import RECORD
+    from alignvec.base.checkpoint import RECORD
     from alignvec.evaluate.check import check_levels, safe_range
     from alignvec.files import read_json, write_json
     from alignvec.knobs.model import KnobModel
@@ -268,7 +282,9 @@ def _check(
     for knob, folder in folders.items():
         found = checks[knob] = check_levels(model, knob, held_out[knob], places, answers)
         record = read_json(folder / RECORD)
-        record["calibration"] |= {"queries": len(held_out[knob]), "safe": safe_range(found)}
+        record["calibration"] |= {
+            "queries": len(held_out[knob]), "seen": found[0].seen, "safe": safe_range(found),
+        }  # fmt: skip
         write_json(folder / RECORD, record | {"checked": [check.to_json() for check in found]})
     return checks
 
@@ -284,8 +300,10 @@ def _places(data: str, levels: str | None, prefer: str | None) -> Places:
         return parse_places(levels)
     if prefer:
         return spaced(parse_order(prefer)[::-1])
-    names = level_names(data)
-    return spaced(["rejected", "chosen"] if {"chosen", "rejected"} <= set(names) else LEVELS)
+    names = set(level_names(data))
+    # One of the two is enough to tell: the other may be what is missing.
+    is_pair = names & {"chosen", "rejected"} and not names >= set(LEVELS)
+    return spaced(["rejected", "chosen"] if is_pair else LEVELS)
 
 
 def _records_by_knob(

@@ -75,7 +75,8 @@ def annotate(
     """
     from alignvec.data.annotation.formats import FORMATS, export_items, import_answers
     from alignvec.data.annotation.store import Annotations, items_of, sample
-    from alignvec.data.records import level_names, read_records
+    from alignvec.data.quality.expected import likely_levels
+    from alignvec.data.records import read_records
 
     def file_of(text: str) -> tuple[str, Path]:
         form, _, path = text.partition("=")
@@ -87,7 +88,7 @@ def annotate(
     order, about = levels_of(levels, spectrum)
     items = []
     if data is not None:
-        order = order or level_names(data)
+        order = order or list(likely_levels(list(read_records(data, (), domain))))
         records = list(read_records(data, order, domain))
         items = items_of(sample(records, limit or len(records), seed, stratified), order, seed)
     store = Annotations(answers, items)
@@ -122,8 +123,8 @@ def agreement(
         Path,
         typer.Argument(
             metavar="ANSWERS",
-            help="From `data annotate`; or a table (.csv, .jsonl) with the columns item, "
-            "annotator, level and, if known, intended.",
+            help="From `data annotate`; or a table (.csv, .tsv, .jsonl, .parquet) with the columns "
+            "item, annotator, level and, if known, intended.",
         ),
     ],
     out: Annotated[
@@ -146,14 +147,15 @@ def agreement(
     from alignvec.files import write_json, write_text
     from alignvec.report.data import agreement_summary, agreement_table, draw_confusion
 
+    if out is not None:
+        check_folder(out, "agreement.json", "disagreements.jsonl", "confusion.png", "confusion.svg")
     ratings = measures.read_ratings(answers, levels_of(levels, spectrum)[0])
     found = measures.agreement(ratings, seed)
     differing = measures.disagreements(ratings)
     if out is not None:
-        check_folder(out)
-        write_json(out / "agreement.json", found)
+        write_json(out / "agreement.json", found, overwrite=True)
         lines = (json.dumps(item, ensure_ascii=False) + "\n" for item in differing)
-        write_text(out / "disagreements.jsonl", "".join(lines))
+        write_text(out / "disagreements.jsonl", "".join(lines), overwrite=True)
         if found["confusion"]:
             draw_confusion(found["confusion"], out / "confusion")
     if as_json:

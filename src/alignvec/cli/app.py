@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -22,7 +23,7 @@ from alignvec.cli import (
     synthesis,
     vector,
 )
-from alignvec.cli.failure import OneLineErrors
+from alignvec.cli.failure import Once, OneLineErrors
 
 app = typer.Typer(
     name="alignvec",
@@ -59,7 +60,10 @@ def options(
 
     if debug:
         os.environ["ALIGNVEC_DEBUG"] = "1"
+    else:
+        warnings.simplefilter("ignore")  # libraries' words to developers; ours are logged
     logging.basicConfig(format="%(message)s", stream=sys.stderr, force=True)
+    logging.getLogger().handlers[0].addFilter(Once())
     logging.getLogger("alignvec").setLevel(logging.WARNING if quiet else logging.INFO)
     show(sys.stderr.isatty() and not quiet)
     if quiet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,6 +29,8 @@ from alignvec.errors import AlignvecError
 
 if TYPE_CHECKING:
     from alignvec.data.records import Record
+
+logger = logging.getLogger("alignvec.cli")
 
 app = typer.Typer()
 
@@ -76,11 +79,13 @@ def evaluate(
     sweep goes on where it was.
     """
     from alignvec.base.load import load_base
+    from alignvec.base.seen import count_seen, queries_told
     from alignvec.data.pairs import parse_order
     from alignvec.evaluate.rates import preference_rates, response_rows
     from alignvec.evaluate.sweep import sweep as measure
     from alignvec.evaluate.text import AnswerProbe, qualities_json, sound
     from alignvec.files import write_json
+    from alignvec.knobs.calibration import named_levels
     from alignvec.knobs.setting import parse_sweep
     from alignvec.report.evaluate import (
         draw_sweep,
@@ -95,23 +100,37 @@ def evaluate(
     if len(setting) > 1:
         raise AlignvecError("eval measures one setting at a time; join knobs with commas")
     records = records_of(data, order, domain, split, "test")[:limit]
-    check_folder(out)
+    names = ("sweep.json", "sweep.png", "sweep.svg") if turn else ("rates.json", "answers.json")
+    check_folder(out, *names)
     model, settings = knob_model(base, vector, setting, any_base, dtype, device)
     model.set(settings[0])
+    for knob, stored in model.vectors.items():
+        own = named_levels(stored.calibration)
+        if own and own != order:
+            logger.warning(
+                "knob '%s' has the levels %s; these rates are of others: --levels",
+                knob, ", ".join(own),
+            )  # fmt: skip
     probe = None
     if answers:
         read_by = load_base(reader, dtype, device) if reader else None
-        asked = [record.query for record in records[:answers]]
+        asked = [record.prompt for record in records[:answers]]
         probe = AnswerProbe(model, asked, read_by)
     if turn is None:
         rows = response_rows(model.tokenizer, records, order)
         rates = preference_rates(model.model, rows, order)
-        result: dict[str, Any] = {"setting": settings[0], "levels": order, **asdict(rates)}
+        seen = count_seen(
+            [vector.training for vector in model.vectors.values()], [r.prompt for r in records]
+        )
+        result: dict[str, Any] = {
+            "setting": settings[0], "levels": order, **asdict(rates), "seen_in_training": seen,
+        }  # fmt: skip
         files = [out / "rates.json"]
-        tables = [rates_table(order, [(written(settings[0]), rates)])]
+        told = queries_told(rates.queries, seen) if model.vectors else None
+        tables = [rates_table(order, [(written(settings[0]), rates)], told)]
         if probe:
             text, base_text = probe(settings[0]), probe(dict.fromkeys(settings[0], 0.0))
-            top = max(order, key=rates.rate.__getitem__)
+            top = rates.top[0]
             references = probe.quality([record.levels[top] for record in records[:answers]])
             is_sound = sound(text["greedy"], base_text["greedy"], references)
             result |= {
@@ -120,10 +139,11 @@ def evaluate(
                 "sound": is_sound,
             }
             files.append(out / "answers.json")
-            write_json(files[-1], {"queries": probe.queries, **probe.answers(settings[0])})
-            told = [("base", base_text), (written(settings[0]), text)]
-            tables.append(text_table(told, () if is_sound else (1,)))
-        write_json(files[0], result)
+            said = {"queries": probe.queries, **probe.answers(settings[0])}
+            write_json(files[-1], said, overwrite=True)
+            lines = [("base", base_text), (written(settings[0]), text)]
+            tables.append(text_table(lines, () if is_sound else (1,)))
+        write_json(files[0], result, overwrite=True)
     else:
         knob, strengths = turn
         found = measure(model, knob, strengths, records, order, out / "sweep.json", probe)
@@ -160,6 +180,7 @@ def leak(
 
     The matrix goes into the metadata of each vector, beside its calibration.
     """
+    from alignvec.base.seen import count_seen, queries_told
     from alignvec.data.pairs import parse_order
     from alignvec.evaluate.leak import measure_leak
     from alignvec.knobs.calibration import Calibration
@@ -189,4 +210,7 @@ def leak(
     if as_json:
         print_json([one.to_json() for one in found])
     else:
-        print_table(leak_table(found, len(records)))
+        seen = count_seen(
+            [vector.training for vector in model.vectors.values()], [r.prompt for r in records]
+        )
+        print_table(leak_table(found, queries_told(len(records), seen)))

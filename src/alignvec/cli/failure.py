@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import traceback
+from pathlib import Path
 from typing import Any, NoReturn
 
 from typer.core import TyperGroup
@@ -31,7 +34,27 @@ class OneLineErrors(TyperGroup):
             where = f" ({error.filename})" if error.filename else ""
             _fail(f"{error.strerror or error}{where}", error)
         except Exception as error:
-            _fail(f"{type(error).__name__}: {error} (a traceback with alignvec --debug ...)", error)
+            place = Path(traceback.extract_tb(error.__traceback__)[-1].filename).stem
+            what = f": {error}" if " " in str(error) else ""
+            _fail(
+                f"this is a fault of alignvec, in {place}{what}; alignvec --debug ... shows where, "
+                "please report it",
+                error,
+            )
+
+
+class Once(logging.Filter):
+    """A remark or a warning is made once, however often there is cause for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        said = record.getMessage()
+        new = said not in self._said
+        self._said.add(said)
+        return new
 
 
 def _fail(message: str, error: BaseException) -> NoReturn:

@@ -21,7 +21,8 @@ def records_of(
     Raises:
         AlignvecError: see `read_records`.
     """
-    from alignvec.data.records import BUILTIN, read_records
+    from alignvec.data.records import read_records
+    from alignvec.data.sources import BUILTIN
 
     if split is None and data == BUILTIN:
         split = builtin_split
@@ -62,9 +63,12 @@ def knob_model(
 ) -> tuple[KnobModel, list[dict[str, float]]]:
     """The model with its knobs, and the settings asked for (all zero if none), checked first."""
     from alignvec.knobs.model import KnobModel
+    from alignvec.knobs.setting import check_setting, parse_setting
 
-    loaded, parsed = vectors_and_settings(vectors, settings)
+    loaded, _ = vectors_and_settings(vectors, settings)
     model = KnobModel.from_pretrained(base, loaded, dtype, device, not any_base, mode)
+    # Again: on a base that is not a vector's own, its units mean nothing.
+    parsed = [check_setting(parse_setting(text), model.vectors) for text in settings]
     return model, parsed or [dict.fromkeys(loaded, 0.0)]
 
 

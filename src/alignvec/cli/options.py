@@ -22,7 +22,11 @@ Vectors = Annotated[
     ),
 ]
 Data = Annotated[
-    str, typer.Option(help="'builtin', a .jsonl file, a dataset folder, or a hub dataset id.")
+    str,
+    typer.Option(
+        help="'builtin', a file (.jsonl, .json, .csv, .tsv, .parquet), a dataset folder, or a hub "
+        "dataset id."
+    ),
 ]
 Domain = Annotated[str | None, typer.Option(help="Only records of this domain.")]
 Split = Annotated[
@@ -73,7 +77,12 @@ MaybeSpectrum = Annotated[
     str | None,
     typer.Option("--spectrum", metavar="NAME|FILE", help="Whose levels, and what they mean."),
 ]
-DataArgument = Annotated[str, typer.Argument(metavar="DATA", help="'builtin' or a .jsonl file.")]
+DataArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATA", help="'builtin' or a file (.jsonl, .json, .csv, .tsv, .parquet)."
+    ),
+]
 Spectra = Annotated[
     list[str],
     typer.Option(
@@ -93,7 +102,13 @@ def check_apart(out: Path, *inputs: str) -> None:
         raise AlignvecError(f"{out} is also an input; choose another name")
 
 
-def check_folder(out: Path) -> None:
-    """Refuse a file where a folder is written."""
+def check_folder(out: Path, *names: str) -> None:
+    """Refuse, before any is written, a file where a folder goes, and `names` in it that are taken
+    by what is not ours.
+    """
+    from alignvec.files import check_free
+
     if out.exists() and not out.is_dir():
         raise AlignvecError(f"{out} is a file; -o takes a folder")
+    for name in names:
+        check_free(out / name, overwrite=True)

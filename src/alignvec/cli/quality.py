@@ -74,6 +74,11 @@ def clean(
         print_json({"data": data, **report})
         return
     print_table(rejected_table(report["rejected"]))
+    for domain, others in report["others"].items():
+        typer.echo(
+            f"note: {', '.join(others)} of {domain} are no levels and not judged; the levels are "
+            f"{', '.join(report['levels'][domain])} (--levels names others)"
+        )
     where = defaultdict[tuple[str, str], list[str]](list)
     for domain, reasons in report["not_checked"].items():
         for rule, why in reasons.items():
@@ -112,13 +117,14 @@ def stats(
     from alignvec.report.data import draw_lengths, statistics_table
 
     if out is not None:
-        check_folder(out)
+        check_folder(out, "stats.json", "DATASHEET.md", "lengths.png", "lengths.svg")
     said = about_text(data, about)
     known = [read_spectrum(name) for name in spectra]
     found = statistics(data, known, levels_of(levels, None)[0] or ())
     if out is not None:
-        write_json(out / "stats.json", found)
-        write_text(out / "DATASHEET.md", datasheet(Path(data).name, found, said))
+        write_json(out / "stats.json", found, overwrite=True)
+        sheet = datasheet(Path(data).name, found, said)
+        write_text(out / "DATASHEET.md", sheet, overwrite=True)
         draw_lengths(found["levels"], out / "lengths")
     if as_json:
         print_json(found)

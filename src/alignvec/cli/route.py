@@ -38,8 +38,9 @@ def route(
     Linear, on the base's own hidden states or on the words alone; trained on all but the data's
     test part, which gives the accuracy that is reported.
     """
+    from alignvec.base.identity import base_id
     from alignvec.base.load import load_base
-    from alignvec.data.splits import split_of
+    from alignvec.base.seen import SEEN, count_seen, queries_told, seen_prompts
     from alignvec.files import check_free
     from alignvec.route.router import Router
 
@@ -48,20 +49,22 @@ def route(
     loaded = load_base(base, dtype, device) if reads == "hidden" else None
     model, tokenizer = (loaded.model, loaded.tokenizer) if loaded else (None, None)
     train, test = (
-        [record for record in records if (split_of(record.id) == "test") == held_out]
+        [record for record in records if (record.split == "test") == held_out]
         for held_out in (False, True)
     )
     queries, domains = [r.query for r in train], [r.domain for r in train]
-    router = Router.fit(model, tokenizer, queries, domains, sure, reads)
+    known = base_id(base) if loaded else None
+    router = Router.fit(model, tokenizer, queries, domains, sure, reads, known)
     found = router.domain(model, tokenizer, [record.query for record in test])
     right = sum(record.domain == domain for record, domain in zip(test, found, strict=True))
     router.save(out, overwrite)
+    seen = count_seen([{SEEN: seen_prompts(queries)}], [record.query for record in test])
     result = {"domains": router.domains, "train": len(train), "test": len(test), "right": right,
-              "unsure": found.count(None)}  # fmt: skip
+              "unsure": found.count(None), "seen_in_training": seen}  # fmt: skip
     if as_json:
         print_json(result)
         return
     typer.echo(
-        f"router: {out} ({', '.join(router.domains)}); {right} of {len(test)} unseen queries "
-        f"right, {found.count(None)} left without a domain"
+        f"router: {out} ({', '.join(router.domains)}); {right} of "
+        f"{queries_told(len(test), seen)} right, {found.count(None)} left without a domain"
     )

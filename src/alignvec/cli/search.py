@@ -18,6 +18,7 @@ from alignvec.cli.options import (
     Domain,
     Dtype,
     Out,
+    Overwrite,
     Split,
     Vectors,
 )
@@ -84,6 +85,7 @@ def search(
     any_base: AnyBase = False,
     dtype: Dtype = None,
     device: Device = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """From a wanted behaviour to a setting, with the rates that it reaches.
@@ -92,9 +94,10 @@ def search(
     the test part. Writes the settings, and of several targets or a front a figure (PNG, SVG).
     """
     from alignvec.data.pairs import parse_order
-    from alignvec.files import write_json
+    from alignvec.files import check_free, write_json
     from alignvec.knobs.model import KnobModel, domain_of
     from alignvec.knobs.setting import parse_limits
+    from alignvec.report.figure import figure_files
     from alignvec.report.search import behaviours_table, draw_behaviours, draw_front
     from alignvec.route.router import Router
     from alignvec.search.search import search as find
@@ -110,24 +113,31 @@ def search(
     domains = sorted({record.domain for record in records})
     targets = [parse_target(text, domains, order) for text in target]
     if not targets:
-        turned = [domain_of(knob, vector) for knob, vector in loaded.items()]
+        turned = {domain_of(knob, vector) for knob, vector in loaded.items()}
+        if not turned.intersection(domains):
+            raise AlignvecError(
+                f"the data is of {', '.join(domains)}, the knobs of {', '.join(sorted(turned))}; "
+                "say what is wanted with --target DOMAIN=LEVEL"
+            )
         targets = list(behaviours([d for d in domains if d in turned], order))
     wanted = {domain for one in targets for domain in one}
+    drawn = front or len(targets) > 1
+    figure = out.with_suffix("") if out.suffix == ".json" else out
+    for file in (out, *(figure_files(figure) if drawn else ())):
+        check_free(file, overwrite)
     searched, held_out = split_for_search(records, data, wanted, queries)
     model = KnobModel.from_pretrained(base, loaded, dtype, device, not any_base)
     result = find(
         model, targets, searched, held_out, order, method, passes, bounds,
         Router.load(router) if router else None, seed, front,
     )  # fmt: skip
-    write_json(out, result.to_json())
-    if front:
-        draw_front(result, out.with_suffix(""))
-    elif len(targets) > 1:
-        draw_behaviours(result, out.with_suffix(""))
+    write_json(out, result.to_json(), overwrite)
+    if drawn:
+        (draw_front if front else draw_behaviours)(result, figure)
     if as_json:
         print_json(result.to_json())
         return
-    print_table(behaviours_table(result.method, result.front or result.solutions))
+    print_table(behaviours_table(result))
     for solution in result.solutions:
         if len(targets) == 1 or not solution.reached:
             typer.echo(str(solution))
@@ -168,6 +178,7 @@ def calibrate(
 
     Builtin data gives its validation part; a file, all of it.
     """
+    from alignvec.base.seen import queries_told
     from alignvec.data.pairs import parse_order
     from alignvec.knobs.setting import parse_limits
     from alignvec.search.calibrate import calibrate as measure
@@ -188,5 +199,6 @@ def calibrate(
     at = ", ".join(f"{level} at {strength:g}" for level, strength in found.levels.items())
     typer.echo(
         f"{knob}: {at}; {order[-1]} from {found.top[0]:.0%} to {found.top[-1]:.0%}; safe from "
-        f"{found.safe[0]:g} to {found.safe[1]:g} ({found.queries} queries); written: {folder}"
+        f"{found.safe[0]:g} to {found.safe[1]:g} ({queries_told(found.queries, found.seen)}); "
+        f"written: {folder}"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -171,9 +171,8 @@ def queries(
         _show(next(asked())[1])
         return
     budget = _budget(token_budget, money_budget, prices)
-    writer = _writer(model, endpoint, temperature, timeout, retries)
+    chat = _writer(model, endpoint, temperature, timeout, retries)
     with journal_of(out, overwrite) as journal:
-        chat = writer()
         outcome = write_texts(
             lambda: (task for _, task in asked()), chat, journal, budget, concurrency
         )
@@ -225,9 +224,8 @@ def responses(
             _show(task)
         return
     budget = _budget(token_budget, money_budget, prices)
-    writer = _writer(model, endpoint, temperature, timeout, retries)
+    chat = _writer(model, endpoint, temperature, timeout, retries)
     with journal_of(out, overwrite) as journal:
-        chat = writer()
         outcome = write_texts(
             lambda: (task for _, levels in tasks() for task in levels),
             chat, journal, budget, concurrency,
@@ -238,23 +236,23 @@ def responses(
 
 def _writer(
     model: str, endpoint: str | None, temperature: float, timeout: float, retries: int
-) -> Callable[[], Chat]:
-    """Makes writers: one for each event loop."""
+) -> Chat:
     from alignvec.data.synthesis.endpoint import Endpoint
 
     if endpoint:
         if model == "embedded":
             raise AlignvecError("give --model, by the name that the endpoint knows")
-        if endpoint != "openai" and not endpoint.startswith(("http://", "https://")):
-            raise AlignvecError(f"'{endpoint}' is no endpoint; as in http://localhost:8000/v1")
         url = None if endpoint == "openai" else endpoint
-        return lambda: Endpoint(url, model, temperature, timeout, retries)
+        return Endpoint(url, model, temperature, timeout, retries)
+    from alignvec.base.live import open_weights
     from alignvec.base.source import base_name
     from alignvec.data.synthesis.local import Local
     from alignvec.knobs.model import KnobModel
 
     local = KnobModel.from_pretrained(model, {})
-    return lambda: Local(local, base_name(model), temperature)
+    # A namesake writes something else.
+    name = f"{base_name(model)} {open_weights(local.model).state}"
+    return Local(local, name, temperature)
 
 
 def _budget(tokens: int | None, money: float | None, prices: str) -> Budget:
@@ -293,12 +291,15 @@ def _finish(
         "prompt_tokens": journal.prompt_tokens,
         "completion_tokens": journal.completion_tokens,
         "money": budget.cost(journal.prompt_tokens, journal.completion_tokens),
+        "estimated": journal.estimated,
     }
     if as_json:
         result = {"wanted": wanted, "there": count, **asdict(outcome), **spent}
         print_json(result)
     else:
         money = f", {spent['money']:.2f} in money" if any(budget.prices) else ""
+        if journal.estimated:
+            money += f"; estimated for {journal.estimated} answers, which came without a count"
         typer.echo(
             f"{count} of {wanted}: {out} ({outcome.written} texts new, {outcome.known} known; in "
             f"all {journal.prompt_tokens:,} tokens read, {journal.completion_tokens:,} "

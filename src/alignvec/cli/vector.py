@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,6 +27,8 @@ from alignvec.errors import AlignvecError
 if TYPE_CHECKING:
     from alignvec.vector.alignment_vector import AlignmentVector
 
+logger = logging.getLogger("alignvec.cli")
+
 app = typer.Typer()
 
 
@@ -45,7 +49,10 @@ def extract(
     dtype: StoredDtype = None,
     allow_missing: Annotated[
         list[str],
-        typer.Option(metavar="PATTERN", help="Tensors that may be on one side only; repeat."),
+        typer.Option(
+            metavar="PATTERN",
+            help="Tensors that may be on one side only, or of other shapes; repeat.",
+        ),
     ] = [],  # noqa: B006
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -55,10 +62,11 @@ def extract(
     Any size: it is read, subtracted and written a part at a time, and a killed run goes on.
     """
     from alignvec.base.dtypes import parse_dtype
-    from alignvec.files import check_free
+    from alignvec.files import check_free, read_json
     from alignvec.vector.alignment_vector import AlignmentVector
     from alignvec.vector.compress import compress as svd
     from alignvec.vector.extract import bank_knobs
+    from alignvec.vector.store import METADATA
 
     parse_dtype(dtype, on_disk=True)
     check_apart(out, base, aligned)
@@ -69,15 +77,42 @@ def extract(
     }
     for source, folder in folders.values():
         vector = AlignmentVector.extract(base, source, name, allow_missing)
-        _save_vector(
-            vector if rank is None else svd(vector, rank), folder, dtype, overwrite, as_json
-        )
+        if rank is not None:
+            vector = svd(vector, rank)
+        if knobs and as_json:  # one object at the end
+            vector.save_pretrained(folder, dtype, overwrite)
+        else:
+            _save_vector(vector, folder, dtype, overwrite, as_json)
+    if knobs and as_json:
+        print_json({knob: read_json(folder / METADATA) for knob, (_, folder) in folders.items()})
     if not as_json:
-        knob, (_, folder) = next(iter(folders.items()))
+        knob, (_, folder) = list(folders.items())[-1]  # the one that `vector` is
         typer.echo(
-            f"next: alignvec eval {base} --vector {knob}={folder} --sweep {knob}=-1.5:1.5:0.5 "
-            "-o sweep"
+            f"next: alignvec eval {base}{_measured_on(vector)} --vector {knob}={folder} "
+            f"--sweep {knob}=-1.5:1.5:0.5 -o sweep"
         )
+    if vector.calibration and not vector.calibration.get("queries"):
+        logger.warning(
+            "nobody has looked at what the vector makes a model write: its safe range is where it "
+            "was trained, not what was measured; see alignvec calibrate"
+        )
+
+
+def _measured_on(vector: AlignmentVector) -> str:
+    """The options that say which data and levels a vector is about."""
+    from alignvec.data.records import LEVELS
+    from alignvec.data.sources import BUILTIN
+    from alignvec.knobs.calibration import named_levels
+
+    data = str(vector.training.get("data", BUILTIN))
+    about = vector.training.get("domain") if data == BUILTIN else None
+    levels = named_levels(vector.calibration) or list(LEVELS)
+    found = {
+        "data": None if data == BUILTIN else "DATA" if "," in data else data,
+        "domain": about,
+        "levels": ",".join(levels) if levels != list(LEVELS) else None,
+    }
+    return "".join(f" --{option} {quote(str(value))}" for option, value in found.items() if value)
 
 
 @app.command(epilog="Example: alignvec compress medical-av --rank 16 -o medical-av-r16")
@@ -149,7 +184,9 @@ def fold(
 
     Any size: it is read, added and written a part at a time, and a killed run goes on.
     """
+    from alignvec.base.identity import base_id
     from alignvec.files import check_free
+    from alignvec.knobs.setting import check_setting, parse_setting
     from alignvec.vector.fold import fold as to_disk
     from alignvec.vector.merge import Merge
 
@@ -159,6 +196,9 @@ def fold(
     vectors, settings = vectors_and_settings(vector, setting)
     if len(settings) != 1 or not vectors:
         raise AlignvecError("fold takes one or more --vector and one --set")
+    if any_base:  # units mean nothing on a base that is not a vector's own
+        vectors = {knob: one.on(base_id(base)) for knob, one in vectors.items()}
+        settings = [check_setting(parse_setting(setting[0]), vectors)]
     weighted = [(vectors[knob], strength) for knob, strength in settings[0].items()]
     to_disk(base, weighted, out, dtype, overwrite, not any_base, merge)
     typer.echo(f"checkpoint: {out} ({written(settings[0])})")
@@ -206,7 +246,10 @@ def export(
         str, typer.Option("--format", help="peft (a LoRA adapter folder) or gguf (llama.cpp).")
     ],
     base: Annotated[
-        str | None, typer.Option(help="For gguf: the base, if it is not where the vector says.")
+        str | None,
+        typer.Option(
+            help="For gguf, and of experts: the base, if it is not where the vector says."
+        ),
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import textwrap
 import time
+from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from alignvec.align.curriculum import pairs_along
-from alignvec.align.run import RECORD, align
+from alignvec.align.run import align
 from alignvec.align.settings import AlignSettings
+from alignvec.base.checkpoint import RECORD
 from alignvec.base.source import EMBEDDED
 from alignvec.data.line import spaced
-from alignvec.data.records import BUILTIN, LEVELS, read_records
+from alignvec.data.records import LEVELS, read_records
+from alignvec.data.sources import BUILTIN
 from alignvec.errors import AlignvecError
 from alignvec.evaluate.sweep import sweep
 from alignvec.evaluate.text import AnswerProbe
-from alignvec.files import read_json, write_json
+from alignvec.files import read_json, read_object, write_json
 from alignvec.knobs.calibration import trained_calibration
 from alignvec.knobs.model import KnobModel
 from alignvec.report.align import draw_training
@@ -48,21 +53,24 @@ def run(out: Path, domain: str) -> None:
         out / f"{domain}-sweep",
     )
 
+    provenance = {
+        "data": BUILTIN, "domain": domain, "limit": QUERIES, "levels": PLACES,
+        "pairs": len(trained) * (len(LEVELS) - 1), "rows": len(trained) * len(LEVELS),
+    }  # fmt: skip
     if vector_folder.exists():
+        _check_same(AlignmentVector.from_pretrained(vector_folder).training, provenance, out)
         _say(f"1. The {domain} vector is already in {vector_folder}.")
     else:
         _say(
             f"1. Training: {len(trained)} {domain} questions, each at three turns of the knob; at "
             "-1 an evasive answer\n   is preferred, at 0.5 a generic one, at 1 an expert's."
         )
-        if not aligned.exists():
+        if aligned.exists():
+            _check_same(read_object(aligned / RECORD), provenance, out)
+        else:
             pairs = pairs_along({domain: trained}, PLACES, settings.epochs)
-            provenance = {
-                "data": BUILTIN, "domain": domain, "limit": QUERIES, "levels": PLACES,
-                "pairs": len(trained) * (len(LEVELS) - 1), "rows": len(trained) * len(LEVELS),
-                "calibration": trained_calibration(PLACES).model_dump(),
-            }  # fmt: skip
-            align(EMBEDDED, pairs, aligned, settings, knobs=[domain], provenance=provenance)
+            told = provenance | {"calibration": trained_calibration(PLACES).model_dump()}
+            align(EMBEDDED, pairs, aligned, settings, knobs=[domain], provenance=told)
             draw_training(read_json(aligned / RECORD), aligned / "training")
         AlignmentVector.extract(EMBEDDED, aligned, f"{domain} demo").save_pretrained(vector_folder)
         _say(f"   Its weights minus the base's are the alignment vector: {vector_folder}")
@@ -72,7 +80,7 @@ def run(out: Path, domain: str) -> None:
         f"2. Turning the knob from {STRENGTHS[0]:g} to {STRENGTHS[-1]:g}, on {len(held_out)} "
         "questions it was not trained on."
     )
-    probe = AnswerProbe(model, [record.query for record in held_out[:ANSWERED]])
+    probe = AnswerProbe(model, [record.prompt for record in held_out[:ANSWERED]])
     found = sweep(model, domain, STRENGTHS, held_out, LEVELS, figure.with_suffix(".json"), probe)
     draw_sweep(found, figure, f"alignvec demo: one knob, {domain}")
     for index, (strength, rates) in enumerate(zip(found.strengths, found.rates, strict=True)):
@@ -100,6 +108,15 @@ def run(out: Path, domain: str) -> None:
     )
 
 
+def _check_same(record: Mapping[str, Any], provenance: Mapping[str, Any], out: Path) -> None:
+    """Raises: AlignvecError: what is there was trained otherwise, or by another alignvec."""
+    ours = {**provenance, "alignvec": version("alignvec")}
+    versions = record.get("versions")
+    made_by = versions.get("alignvec") if isinstance(versions, Mapping) else None
+    if any(ours[key] != {**record, "alignvec": made_by}.get(key) for key in ours):
+        raise AlignvecError(f"{out} holds another demo; choose another folder with --out")
+
+
 def _answers(model: KnobModel, knob: str, question: str, file: Path) -> list[tuple[float, str]]:
     """Greedy answers at `SHOWN`."""
     settings = [{knob: strength} for strength in SHOWN]
@@ -107,9 +124,8 @@ def _answers(model: KnobModel, knob: str, question: str, file: Path) -> list[tup
     answers = model.generate(
         [question] * len(SHOWN), settings, max_new_tokens=72, repetition_penalty=1.15
     )
-    write_json(
-        file, {"question": question, "answers": dict(zip(map(str, SHOWN), answers, strict=True))}
-    )
+    told = {"question": question, "answers": dict(zip(map(str, SHOWN), answers, strict=True))}
+    write_json(file, told, overwrite=True)
     return list(zip(SHOWN, answers, strict=True))
 
 

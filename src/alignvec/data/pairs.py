@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 
+from alignvec.base.messages import Messages
 from alignvec.data.records import Record
 from alignvec.errors import AlignvecError
 
@@ -15,16 +16,23 @@ class PreferencePair:
     """To `prompt`, `chosen` is preferred over `rejected`.
 
     Attributes:
+        id: the record's, and the two levels.
+        prompt: a question, or the conversation that is answered.
         strengths: of each knob, under which that is so. None of a plain pair: of the aligned model.
         hold: neither is preferred, both stay as likely as the base finds them under `strengths`.
     """
 
     id: str
-    prompt: str
+    prompt: Messages
     chosen: str
     rejected: str
     strengths: tuple[float, ...] = ()
     hold: bool = False
+
+    @property
+    def record(self) -> str:
+        """The id of the record that it is of."""
+        return self.id.rpartition(":")[0]
 
 
 def parse_order(text: str) -> list[str]:
@@ -55,21 +63,7 @@ def preference_pairs(
         for better, worse in combinations(order, 2) if all_pairs else pairwise(order):
             yield PreferencePair(
                 id=f"{record.id}:{better}>{worse}",
-                prompt=record.query,
+                prompt=record.prompt,
                 chosen=record.levels[better],
                 rejected=record.levels[worse],
             )
-
-
-def anchor_pairs(
-    records: Sequence[Record], order: Sequence[str], count: int
-) -> Iterator[PreferencePair]:
-    """About `count` pairs, spread over the records, each preference in both directions.
-
-    Training on both wants a margin of zero: what the model thinks of these records stays.
-    """
-    each = 2 * (len(order) - 1)
-    every = max(1, each * len(records) // max(1, count))
-    for record in records[::every]:
-        yield from preference_pairs([record], order)
-        yield from preference_pairs([record], order[::-1])

@@ -1,36 +1,39 @@
-"""Preference records and their readers.
+"""Preference records and how they are read.
 
 A record is a query with a response at each of several levels. Every source that people have is one
 of these: our three levels (`avoidance`, `generic`, `expert`), safety pairs (`safe`, `unsafe`), and
-the `prompt`/`chosen`/`rejected` files that TRL trains on, plain or conversational.
+the `prompt`/`chosen`/`rejected` files that TRL trains on, plain or conversational (`forms`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Iterator, Sequence
-from importlib import resources
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from alignvec.base.messages import Messages
+from alignvec.data.forms import record_fields
+from alignvec.data.sources import rows
 from alignvec.data.splits import SPLITS, split_of
 from alignvec.errors import AlignvecError, check_known
 from alignvec.files import validated
 
-BUILTIN = "builtin"
 LEVELS = ("avoidance", "generic", "expert")  # from low to high
-ABOUT = ("id", "domain", "topic", "persona", "query")  # a record, besides its levels
 
 
 class Record(BaseModel):
     """One query and a response for each level.
 
     In a file the levels lie beside the other fields, each under its own name; a field that is not
-    text is left out of `levels`. `prompt` may stand for `query`. Without an `id` it is made from
-    the query.
+    text is left out of `levels`. Without an `id` it is made from the content.
+
+    Attributes:
+        query: what is asked: of a conversation, the last thing that the user says.
+        messages: the whole conversation that is answered, where it is more than the query: a system
+            message, several turns.
+        split_key: decides the split where the id is made: the pairs of one prompt share it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,25 +43,16 @@ class Record(BaseModel):
     topic: str = ""
     persona: str = ""
     query: str = Field(min_length=1)
+    messages: tuple[dict[str, str], ...] = ()
     levels: dict[str, str]
+    split_key: str = ""
 
     @model_validator(mode="before")
     @classmethod
     def _from_flat(cls, fields: Any) -> Any:
-        if not isinstance(fields, dict) or "levels" in fields:
+        if not isinstance(fields, Mapping) or isinstance(fields.get("levels"), Mapping):
             return fields
-        fields = {name: _as_text(value) for name, value in _split_prompt(fields).items()}
-        if "query" not in fields and "prompt" in fields:
-            fields["query"] = fields.pop("prompt")
-        if "id" not in fields and isinstance(fields.get("query"), str):
-            fields["id"] = hashlib.sha256(fields["query"].encode()).hexdigest()[:16]
-        about = {name: fields[name] for name in ABOUT if name in fields}
-        levels = {
-            name: value
-            for name, value in fields.items()
-            if name not in ABOUT and isinstance(value, str)
-        }
-        return {**about, "levels": levels}
+        return record_fields(fields)
 
     @model_validator(mode="after")
     def _query_is_not_blank(self) -> Record:
@@ -66,22 +60,15 @@ class Record(BaseModel):
             raise ValueError("query is blank")
         return self
 
+    @property
+    def prompt(self) -> Messages:
+        """What a model is asked: the query, or the conversation."""
+        return self.messages or self.query
 
-def _split_prompt(fields: dict[str, Any]) -> dict[str, Any]:
-    """Give a conversation its prompt where it is only the common start of chosen and rejected."""
-    chosen, rejected = fields.get("chosen"), fields.get("rejected")
-    if "prompt" in fields or "query" in fields or not isinstance(chosen, list):
-        return fields
-    if not isinstance(rejected, list):
-        return fields
-    return {**fields, "prompt": chosen[:-1], "chosen": chosen[-1:], "rejected": rejected[-1:]}
-
-
-def _as_text(value: Any) -> Any:
-    """A conversation of one message is its content; anything else stays as it is."""
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
-        return value[0].get("content", value)
-    return value
+    @property
+    def split(self) -> str:
+        """Its part, see `split_of`."""
+        return split_of(self.split_key or self.id)
 
 
 def read_records(
@@ -93,7 +80,7 @@ def read_records(
     """Read records one at a time, each checked.
 
     Args:
-        source: `builtin`; a JSON Lines file; or what `datasets.load_dataset` takes: a folder of
+        source: `builtin`; a file (see `rows`); or what `datasets.load_dataset` takes: a folder of
             Parquet, Arrow, CSV or JSON files, or a hub id (its `train` rows, streamed; a
             configuration after a colon).
         levels: the levels that every record must have.
@@ -111,13 +98,13 @@ def read_records(
     kept = 0
     for place, fields in rows(str(source)):
         record = _validated_record(place, fields, levels)
-        if record.id in first_seen:
+        if record.id in first_seen and not record.split_key:
             raise AlignvecError(
                 f"{place}: field 'id': '{record.id}' is already used at {first_seen[record.id]}"
             )
         first_seen[record.id] = place
         domains.add(record.domain)
-        if domain in (None, record.domain) and split in (None, split_of(record.id)):
+        if domain in (None, record.domain) and split in (None, record.split):
             kept += 1
             yield record
     if not first_seen:
@@ -170,83 +157,15 @@ def level_names(source: str | Path) -> list[str]:
 
 def _validated_record(place: str, fields: Any, levels: Iterable[str]) -> Record:
     if not isinstance(fields, dict):
-        raise AlignvecError(f"{place}: a record is a JSON object, not {type(fields).__name__}")
-    try:
-        record = Record.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "query"
-        raise AlignvecError(f"{place}: field '{field}': {first['msg']}") from None
+        raise AlignvecError(f"{place}: a record is a JSON object, with a field a level")
+    record = validated(Record, fields, place)
     for level in levels:
         if not record.levels.get(level, "").strip():
-            wrong = "is empty or not text" if level in fields else "is missing"
-            raise AlignvecError(f"{place}: field '{level}' {wrong}")
+            if level in fields:
+                raise AlignvecError(f"{place}: field '{level}' is empty or not text")
+            others = ", ".join(name for name in record.levels if name) or "none"
+            raise AlignvecError(
+                f"{place}: field '{level}' is missing; texts that may be levels (--levels): "
+                f"{others}"
+            )
     return record
-
-
-def rows(source: str) -> Iterator[tuple[str, Any]]:
-    """(where, fields) of every row of a source."""
-    path = Path(source).expanduser()
-    if source == BUILTIN:
-        for file in builtin_levels():
-            yield from _json_lines(file)
-    elif path.is_file() and path.suffix in (".jsonl", ".json", ".ndjson"):
-        yield from _json_lines(path)
-    elif path.is_dir() or ("/" in source and not path.is_absolute() and not path.suffix):
-        yield from _dataset_rows(source)
-    elif path.is_file():
-        raise AlignvecError(f"{source}: records are JSON Lines (.jsonl) or a folder of a dataset")
-    else:
-        raise AlignvecError(f"no data at '{source}': no such file or folder")
-
-
-def builtin_files() -> list[Path]:
-    """The JSON Lines files of the built-in set, on disk."""
-    folder = Path(str(resources.files("alignvec.data"))) / "builtin"
-    return sorted(folder.glob("*.jsonl"))
-
-
-def builtin_levels() -> list[Path]:
-    """Those with levels: safety pairs are to be read as a file of their own."""
-    return [file for file in builtin_files() if file.name != "safety.jsonl"]
-
-
-def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    number = 0
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    value = json.loads(line)
-                    if "\\u" in line:  # half of a surrogate pair is no text
-                        json.dumps(value, ensure_ascii=False).encode()
-                    yield f"{path.name}, line {number}", value
-    except UnicodeEncodeError:
-        raise AlignvecError(f"{path.name}, line {number}: half of a surrogate pair") from None
-    except json.JSONDecodeError as error:
-        raise AlignvecError(f"{path.name}, line {number}: not JSON: {error.msg}") from None
-    except RecursionError:
-        raise AlignvecError(f"{path.name}, line {number}: nested too deep") from None
-    except UnicodeDecodeError:
-        raise AlignvecError(f"{path.name}, line {number + 1}: not UTF-8 text") from None
-    except OSError as error:
-        raise AlignvecError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _dataset_rows(source: str) -> Iterator[tuple[str, Any]]:
-    # An extra; files of JSON Lines are read without it.
-    from datasets import load_dataset, load_from_disk
-
-    try:
-        if (Path(source) / "dataset_info.json").exists():
-            dataset: Any = load_from_disk(source)
-        else:
-            name, _, config = source.partition(":")
-            dataset = load_dataset(name, config or None, split="train", streaming=True)
-        for number, row in enumerate(dataset, start=1):
-            yield f"{source}, row {number}", row
-    except AlignvecError:
-        raise
-    except Exception as error:  # whatever the file format's reader raises
-        text = " ".join(str(error).split())[:200]
-        raise AlignvecError(f"{source} cannot be read as a dataset: {text}") from error

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from alignvec.data.records import ABOUT
+from alignvec.data.forms import ABOUT, ASKED
 from alignvec.errors import AlignvecError
 from alignvec.files import validated
 
@@ -54,8 +55,9 @@ class Spectrum(BaseModel):
         about: the domain in words, as in "a question about ...".
         language: ISO 639-1 code of queries and responses.
         words: the least and the most words of a response, at every level alike, so that length
-            does not give the level away.
-        keywords: a persona of whom one of them is said belongs to the domain.
+            does not give the level away. See `word_range` for scripts without spaces.
+        keywords: a persona of whom one of these words is said belongs to the domain; `therap*` is
+            any word that begins so.
         topics: of the queries.
         levels: from low to high.
     """
@@ -75,7 +77,7 @@ class Spectrum(BaseModel):
     @model_validator(mode="after")
     def _is_consistent(self) -> Spectrum:
         names = self.level_names
-        if taken := {"prompt", *ABOUT}.intersection(names):
+        if taken := {*ABOUT, *ASKED}.intersection(names):
             raise ValueError(f"a level cannot be called '{taken.pop()}', as other fields are")
         if len(set(names)) < len(names):
             raise ValueError("two levels share a name")
@@ -96,6 +98,18 @@ class Spectrum(BaseModel):
         return next(one.words for one in self.levels if one.name == level) or self.words
 
 
+class _EachKeyOnce(yaml.SafeLoader):
+    """YAML's readers take the last of two equal keys, and a level or a topic list is lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            line = node.start_mark.line + 1
+            raise yaml.YAMLError(f"the key '{twice}' comes twice in what begins at line {line}")
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        return found
+
+
 def read_spectrum(name: str) -> Spectrum:
     """A spectrum by the name of a shipped one, or from a YAML file.
 
@@ -106,7 +120,7 @@ def read_spectrum(name: str) -> Spectrum:
     if not path.is_file():
         raise AlignvecError(f"no spectrum '{name}'; a YAML file, or one of {', '.join(SHIPPED)}")
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
+        content = yaml.load(path.read_text("utf-8-sig"), _EachKeyOnce)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         line = " ".join(str(error).split())[:200]
         raise AlignvecError(f"{path} is not readable YAML: {line}") from None

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from alignvec.base.seen import count_seen
 from alignvec.data import Record
 from alignvec.data.line import Places
 from alignvec.evaluate.rates import Rates, preference_rates, response_rows
@@ -25,6 +26,7 @@ class LevelCheck:
         references: the level's reference responses to the same queries.
         sound: whether the greedy answers are as sound as the base's own.
         first: the greedy answer to the first query.
+        seen: how many of the queries were seen in training; None if that is not known.
     """
 
     level: str | None
@@ -34,6 +36,7 @@ class LevelCheck:
     references: TextQuality | None
     sound: bool
     first: str
+    seen: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -50,14 +53,15 @@ def check_levels(
     """Measure a knob at 0 and at the place of each level, the other knobs at 0.
 
     Args:
-        records: queries of the knob's domain that its vector was not trained on.
+        records: queries of the knob's domain, best those that its vector was not trained on.
         answers: queries that are answered, of them.
         probe: that answers them, if there is one.
     """
     levels = list(places)
     rows = response_rows(model.tokenizer, records, levels)
+    seen = count_seen([model.vectors[knob].training], [record.prompt for record in records])
     asked = records[:answers]
-    probe = probe or AnswerProbe(model, [record.query for record in asked])
+    probe = probe or AnswerProbe(model, [record.prompt for record in asked])
     base, found = probe({}), []
     with progress("checking", "level", 1 + len(levels)) as bar:
         for level, strength in [(None, 0.0), *places.items()]:
@@ -77,6 +81,7 @@ def check_levels(
                     references,
                     sound(text["greedy"], base["greedy"], references),
                     probe.answers(setting if strength else {})["greedy"][0],
+                    seen,
                 )
             )
             bar.update()

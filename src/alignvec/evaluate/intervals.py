@@ -1,27 +1,25 @@
-"""Intervals: how far a mean over queries may be off."""
+"""Intervals: how far a share of queries may be off."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
 
-import numpy as np
-from numpy.typing import NDArray
-
-_RESAMPLES = 2000
+_Z = 1.959963984540054  # of a normal distribution, 95% lie within
 
 
-def bootstrap_interval(
-    values: NDArray[Any], seed: int = 0
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The 95% bootstrap interval of means over queries.
+def wilson_interval(share: float, queries: int) -> tuple[float, float]:
+    """The 95% interval of a share of queries (Wilson 1927).
+
+    It has a width at 0 and 1, too, where a resampling of the queries has none: six of six is not
+    certainty.
 
     Args:
-        values: [Q, ...], one entry a query.
-        seed: of the resampling.
-
-    Returns:
-        Its two ends, each [...].
+        share: in [0, 1]; a query may count in part.
+        queries: how many, at least 1.
     """
-    sample = np.random.default_rng(seed).integers(len(values), size=(_RESAMPLES, len(values)))
-    low, high = np.quantile(values[sample].mean(axis=1), (0.025, 0.975), axis=0)
-    return low, high
+    spread = _Z**2 / queries
+    centre = (share + spread / 2) / (1 + spread)
+    reach = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
+    low, high = max(0.0, centre - reach), min(1.0, centre + reach)
+    # Rounding may leave a hair between an end and the share that it is.
+    return (0.0 if share <= 0 else low), (1.0 if share >= 1 else high)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from alignvec.base.seen import count_seen
 from alignvec.data import Record
 from alignvec.errors import AlignvecError, check_known
 from alignvec.evaluate.rates import Rates, preference_rates, response_rows
 from alignvec.evaluate.text import AnswerProbe, TextQuality, qualities_json, sound
-from alignvec.files import read_json, write_json
+from alignvec.files import check_free, hash_of, read_json, work_folder, write_json
 from alignvec.knobs.model import KnobModel
 from alignvec.progress import progress
 
@@ -29,6 +28,7 @@ class Sweep:
         text: what the answers at each strength are like, greedy and sampled; None if not asked for.
         base: the same with the knob at 0.
         references: level -> what its reference responses are like.
+        seen: how many of the queries were seen in training; None if that is not known.
     """
 
     knob: str
@@ -38,6 +38,7 @@ class Sweep:
     text: list[dict[str, TextQuality] | None] = field(default_factory=list)
     base: dict[str, TextQuality] | None = None
     references: dict[str, TextQuality] = field(default_factory=dict)
+    seen: int | None = None
 
     def __post_init__(self) -> None:
         self.text = self.text or [None] * len(self.strengths)
@@ -47,8 +48,7 @@ class Sweep:
         found = self.text[index]
         if found is None or self.base is None:
             return None
-        rates = self.rates[index].rate
-        level = max(rates, key=rates.__getitem__)
+        level = self.rates[index].top[0]
         return sound(found["greedy"], self.base["greedy"], self.references.get(level))
 
     def best(self, level: str) -> tuple[float, float]:
@@ -91,6 +91,7 @@ class Sweep:
             },
             "base": self.base and qualities_json(self.base),
             "references": qualities_json(self.references),
+            "seen_in_training": self.seen,
             "points": [
                 {
                     "strength": strength,
@@ -114,7 +115,8 @@ class Sweep:
         rates = [Rates(**point) for point in points]
         base = _from_json(value.get("base"))
         references = _from_json(value.get("references")) or {}
-        return cls(value["knob"], value["levels"], strengths, rates, text, base, references)
+        seen = value.get("seen_in_training")
+        return cls(value["knob"], value["levels"], strengths, rates, text, base, references, seen)
 
 
 def sweep(
@@ -131,16 +133,34 @@ def sweep(
     Args:
         probe: of the first records' queries: the answers are measured, too.
         save_to: a JSON file, written after every point. If it already holds points of the same
-            model, vector, records and levels, those are taken from it: a killed sweep goes on.
+            model, vectors, records and levels, those are taken from it: a killed sweep goes on.
 
     Raises:
-        AlignvecError: an unknown knob.
+        AlignvecError: an unknown knob, or `save_to` is another process's or somebody else's.
     """
     check_known("knob", knob, model.vectors)
+    if save_to is None:
+        return _sweep(model, knob, strengths, records, levels, None, probe)
+    check_free(save_to, overwrite=True)
+    with work_folder(save_to):  # two at once would write over each other's points
+        return _sweep(model, knob, strengths, records, levels, save_to, probe)
+
+
+def _sweep(
+    model: KnobModel,
+    knob: str,
+    strengths: Sequence[float],
+    records: Sequence[Record],
+    levels: Sequence[str],
+    save_to: Path | None,
+    probe: AnswerProbe | None,
+) -> Sweep:
     setting = model.setting
     identity = _identity(model, knob, records, levels, probe)
     known = _known_points(save_to, identity)
-    done = Sweep(knob, list(levels))
+    trainings = [vector.training for vector in model.vectors.values()]
+    seen = count_seen(trainings, [record.prompt for record in records])
+    done = Sweep(knob, list(levels), seen=seen)
     if probe is not None:
         asked = records[: len(probe.queries)]
         done.base = probe({**setting, knob: 0.0})
@@ -162,7 +182,8 @@ def sweep(
             done.rates.append(rates)
             done.text.append(text)
             if save_to is not None:
-                write_json(save_to, {"identity": identity, "setting": setting, **done.to_json()})
+                content = {"identity": identity, "setting": setting, **done.to_json()}
+                write_json(save_to, content, overwrite=True)
     return done
 
 
@@ -178,17 +199,15 @@ def _identity(
     probe: AnswerProbe | None,
 ) -> str:
     """A hash of everything that a point depends on but its strength."""
-    parts = [
-        {name: vector.fingerprint() for name, vector in model.vectors.items()},
-        {name: vector.base.fingerprint for name, vector in model.vectors.items()},
+    return hash_of(
+        model.state,
+        model.mode,
         {name: strength for name, strength in model.setting.items() if name != knob},
         knob,
-        str(model.model.dtype),
-        [[record.query, *(record.levels[level] for level in levels)] for record in records],
+        [[record.prompt, *(record.levels[level] for level in levels)] for record in records],
         list(levels),
         probe and probe.identity,
-    ]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    )
 
 
 def _known_points(

@@ -2,8 +2,8 @@
 
 A preference rate compares the likelihoods of given responses; it is high, too, where the model
 itself writes loops and fragments. So answers are written, greedily and sampled, and measured beside
-the rate: repetition, length, whether they end, and how likely a reader finds them that no knob
-turns.
+the rate: repetition, length, numbers, whether they end, and how likely a reader finds them that no
+knob turns.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignvec.base.load import Base
-from alignvec.base.logprobs import Row
-from alignvec.base.prompts import prompt_tokens
+from alignvec.base.messages import Messages
+from alignvec.base.prompts import Prompt
+from alignvec.base.state import model_state
 from alignvec.evaluate.likelihood import response_scores
 from alignvec.knobs.model import KnobModel
 from alignvec.knobs.setting import SettingLike
@@ -41,6 +42,7 @@ class TextQuality:
         repeated: share of 4-grams of words that stand earlier in the same answer, numbers being
             all the same, in [0, 1].
         words: in an answer.
+        numbers: share of words with a digit in them, over all answers, in [0, 1].
         finished: share of answers that end with a sentence's end, in [0, 1].
         likelihood: natural log a token under the reader; an empty answer has none.
     """
@@ -48,6 +50,7 @@ class TextQuality:
     answers: int
     repeated: float
     words: float
+    numbers: float
     finished: float
     likelihood: float | None = None
 
@@ -63,6 +66,7 @@ def text_quality(texts: Sequence[str], likelihoods: Sequence[float] | None = Non
         answers=len(texts),
         repeated=round(float(np.mean([repeated(text) for text in texts])), 4),
         words=round(float(np.mean([len(text.split()) for text in texts])), 2),
+        numbers=round(numbers(texts), 4),
         finished=round(float(np.mean([finished(text) for text in texts])), 4),
         likelihood=round(float(np.mean(known)), 4) if known else None,
     )
@@ -84,19 +88,24 @@ def finished(text: str) -> bool:
     return text.rstrip(_CLOSING).endswith(_ENDINGS)
 
 
+def numbers(texts: Sequence[str]) -> float:
+    """The share of the words of some texts that have a digit in them; 0 if there are none."""
+    words = [word for text in texts for word in text.split()]
+    return sum(any(letter.isdigit() for letter in word) for word in words) / max(1, len(words))
+
+
 def reading(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    queries: Sequence[str],
+    queries: Sequence[Messages],
     texts: Sequence[str],
 ) -> list[float]:
     """How likely a model finds each text as an answer: natural log a token; NaN of an empty one."""
     found = np.full(len(texts), np.nan)
     told = {
-        index: Row(prompt_tokens(tokenizer, query), [tokens])
+        index: row
         for index, (query, text) in enumerate(zip(queries, texts, strict=True))
-        for tokens in [tokenizer(text, add_special_tokens=False)["input_ids"]]
-        if tokens
+        if text and (row := Prompt(tokenizer, query).row([text])).responses[0]
     }
     for index, (score,) in zip(told, response_scores(model, list(told.values())), strict=True):
         found[index] = score
@@ -112,7 +121,7 @@ class AnswerProbe:
     def __init__(
         self,
         model: KnobModel,
-        queries: Sequence[str],
+        queries: Sequence[Messages],
         reader: Base | None = None,
         max_new_tokens: int = LENGTH,
         seed: int = 0,
@@ -131,7 +140,7 @@ class AnswerProbe:
     @property
     def identity(self) -> list[Any]:
         """Everything that the answers depend on but the model with its knobs."""
-        reader = None if self._reader is None else self._reader.name
+        reader = self._reader and model_state(self._reader.model, self._reader.tokenizer)
         return [self.queries, self._length, self._seed, reader]
 
     def answers(self, setting: SettingLike) -> dict[str, list[str]]:
@@ -141,13 +150,12 @@ class AnswerProbe:
             knobs = [setting] * len(self.queries)
             with torch.random.fork_rng(), progress("answering", "answer", 2 * len(knobs)) as bar:
                 torch.manual_seed(self._seed)
-                self._written[key] = {}
+                said: dict[str, list[str]] = {}
                 ways: dict[str, dict[str, Any]] = {"greedy": {}, "sampled": _SAMPLING}
                 for way, options in ways.items():
-                    self._written[key][way] = self.model.generate(
-                        self.queries, knobs, self._length, **options
-                    )
+                    said[way] = self.model.generate(self.queries, knobs, self._length, **options)
                     bar.update(len(knobs))
+            self._written[key] = said  # only whole: it may have been interrupted
         return self._written[key]
 
     def __call__(self, setting: SettingLike) -> dict[str, TextQuality]:
@@ -172,10 +180,15 @@ def qualities_json(found: Mapping[str, TextQuality]) -> dict[str, Any]:
 def sound(found: TextQuality, base: TextQuality, references: TextQuality | None = None) -> bool:
     """Whether answers are as sound as the base's own.
 
-    No more than .05 of their 4-grams are repeated above the base's, and they are no more than a
-    third shorter or longer than the base's or the references'.
+    No more than .05 of their 4-grams are repeated above the base's; they are no more than a third
+    shorter or longer than the base's or the references'; and no more than .1 of their words have a
+    digit above those of the base or the references, whichever has more.
     """
-    lengths = [base.words] + ([references.words] if references else [])
-    return found.repeated <= base.repeated + 0.05 and (
-        2 / 3 * min(lengths) <= found.words <= 4 / 3 * max(lengths)
+    told = [base] + ([references] if references else [])
+    lengths = [one.words for one in told]
+    numbers = max(one.numbers for one in told)
+    return (
+        found.repeated <= base.repeated + 0.05
+        and 2 / 3 * min(lengths) <= found.words <= 4 / 3 * max(lengths)
+        and found.numbers <= numbers + 0.1
     )

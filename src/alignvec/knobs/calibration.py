@@ -30,6 +30,7 @@ class Calibration(BaseModel):
 
     Attributes:
         queries: how many it was measured on; 0 if levels are only where training put them.
+        seen: how many of them the training saw; None if that is not known.
         levels: from low to high, each with its strength.
         safe: the range of strengths in which the model keeps its abilities and its answers stay
             texts.
@@ -43,6 +44,7 @@ class Calibration(BaseModel):
     model_config = ConfigDict(allow_inf_nan=False)
 
     queries: int = Field(default=0, ge=0)
+    seen: int | None = None
     levels: dict[str, float]
     safe: tuple[float, float]
     strengths: list[float] = []
@@ -72,8 +74,8 @@ class Calibration(BaseModel):
         """
         if stored is None:
             raise AlignvecError(
-                f"knob '{knob}' has no units yet; measure them with alignvec calibrate, or give a "
-                "number"
+                f"knob '{knob}' has no units on this base; give a number, or measure them with "
+                "alignvec calibrate on the vector's own base"
             )
         try:
             return cls.model_validate(dict(stored))
@@ -128,6 +130,12 @@ class Calibration(BaseModel):
         last = len(curve) - 1 - np.unique(curve[::-1], return_index=True)[1]
         middle = (np.array(self.strengths)[first] + np.array(self.strengths)[last]) / 2
         return float(np.interp(value, rising, middle))
+
+
+def named_levels(stored: Mapping[str, Any] | None) -> list[str]:
+    """The levels in a vector's metadata, from low to high; none if it names none."""
+    levels = (stored or {}).get("levels")
+    return list(levels) if isinstance(levels, Mapping) else []
 
 
 def trained_calibration(places: Mapping[str, float]) -> Calibration:

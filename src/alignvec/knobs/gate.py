@@ -8,20 +8,24 @@ when the knobs are put on.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
+from alignvec.base.wrappers import unwrapped
+from alignvec.knobs.live import on_model
 from alignvec.knobs.setting import SettingLike, check_setting
-from alignvec.knobs.terms import AffineCopies, Call, Changes, Product, Term, not_gateable
+from alignvec.knobs.terms import AffineCopies, Changes, Product, Term
+from alignvec.knobs.trial import Seen, check_affine, is_linear, not_gateable, observed
 from alignvec.vector.alignment_vector import AlignmentVector
-from alignvec.vector.delta import LowRank
+from alignvec.vector.delta import Delta, LowRank
 
 
 class Gate:
@@ -36,7 +40,7 @@ class Gate:
 
     def __init__(self, model: PreTrainedModel, vectors: Mapping[str, AlignmentVector]) -> None:
         """Raises: AlignvecError: a tensor cannot be gated in this model, by its name."""
-        self.vectors = dict(vectors)
+        self.vectors = on_model(vectors, model)
         self.strengths: torch.Tensor | None = None
         terms = _plan(model, self.vectors)
         self._layouts = {term.columns for _, term in terms}
@@ -46,6 +50,7 @@ class Gate:
             module.register_forward_hook(partial(self._add, term), with_kwargs=True)
             for module, term in terms
         ]
+        _forget_compiled()
 
     def set(self, strengths: torch.Tensor | None) -> None:
         """Turn the knobs for the forward passes that follow.
@@ -87,6 +92,8 @@ class Gate:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self.set(None)
+        _forget_compiled()
 
     def _add(
         self,
@@ -101,79 +108,71 @@ class Gate:
         return term.add((args, kwargs), output, self._columns[term.columns])
 
 
+def _forget_compiled() -> None:
+    """What was compiled before a hook was added or removed would run on without looking for it."""
+    if "torch._dynamo" in sys.modules:  # nothing was compiled where it was never imported
+        torch.compiler.reset()
+
+
 def _plan(
     model: PreTrainedModel, vectors: Mapping[str, AlignmentVector]
 ) -> list[tuple[nn.Module, Term]]:
     """What is added to the output of each module that holds a parameter that a vector changes."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    changes = {module: _changes(module, names, vectors) for module in model.modules()}
+    names = {parameter: unwrapped(name) for name, parameter in model.named_parameters()}
+    changes = {
+        module: _changes(module, unwrapped(f"{prefix}."), names, vectors)
+        for prefix, module in model.named_modules()
+    }
     changes = {module: found for module, found in changes.items() if any(found.values())}
+    buffers = {unwrapped(name) for name, _ in model.named_buffers()}
+    for name in (name for vector in vectors.values() for name in vector.deltas):
+        if name in buffers:
+            raise not_gateable(name, "it is no parameter")
     # One tensor of each module, for messages.
     first = {
         module: next(names[module._parameters[part]] for part, by_knob in found.items() if by_knob)
         for module, found in changes.items()
     }
-    calls = _calls(model, first)
+    seen = observed(model, first)
     terms: list[tuple[nn.Module, Term]] = []
     for module, found in changes.items():
-        products, rest = _split(module, found)
+        products, rest = _split(module, found, seen[module])
         if any(products.values()):
             terms.append((module, Product.of(module, products)))
         if any(rest.values()):
-            copies = AffineCopies.of(module, rest)
-            terms.append((module, copies.verified(module, calls[module], first[module])))
+            check_affine(module, seen[module], first[module])
+            call, _ = seen[module][0]
+            terms.append((module, AffineCopies.of(module, rest, call)))
     return terms
 
 
 def _changes(
-    module: nn.Module, names: Mapping[Any, str], vectors: Mapping[str, AlignmentVector]
+    module: nn.Module,
+    prefix: str,
+    names: Mapping[Any, str],
+    vectors: Mapping[str, AlignmentVector],
 ) -> Changes:
-    """What the vectors change in a module's own parameters. A tied one is that of two modules."""
-    return {
-        part: {
-            number: vector.deltas[names[parameter]]
-            for number, vector in enumerate(vectors.values())
-            if names[parameter] in vector.deltas
-        }
-        for part, parameter in module._parameters.items()
-        if parameter is not None
-    }
+    """What the vectors change in a module's own parameters; `prefix` is its name with a dot.
+
+    A tied one is that of two modules: it moves both, and what a vector has for the second by its
+    own name moves that one on top.
+    """
+    found: dict[str, dict[int, Delta]] = {}
+    for part, parameter in module._parameters.items():
+        if parameter is None:
+            continue
+        moved = dict.fromkeys((names[parameter], f"{prefix}{part}"))
+        found[part] = {}
+        for number, vector in enumerate(vectors.values()):
+            if deltas := [vector.deltas[name] for name in moved if name in vector.deltas]:
+                found[part][number] = reduce(add, deltas)
+    return found
 
 
-def _split(module: nn.Module, changes: Changes) -> tuple[Changes, Changes]:
+def _split(module: nn.Module, changes: Changes, seen: Seen) -> tuple[Changes, Changes]:
     """The changes that `Product` can take, and the others."""
-    if not isinstance(module, nn.Linear | Conv1D):
+    if not is_linear(module, seen):
         return {}, changes
     low_rank = {k: d for k, d in changes["weight"].items() if isinstance(d, LowRank)}
     dense = {k: d for k, d in changes["weight"].items() if k not in low_rank}
     return {**changes, "weight": low_rank}, {"weight": dense}
-
-
-def _calls(model: PreTrainedModel, names: Mapping[nn.Module, str]) -> dict[nn.Module, Call]:
-    """How each module is called in a forward pass, over two rows of seven tokens.
-
-    Raises:
-        AlignvecError: it is not called, or not with the rows of the batch in front.
-    """
-    rows, tokens = 2, 7
-    calls: dict[nn.Module, Call] = {}
-
-    def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        calls[module] = (args, kwargs)
-        if isinstance(output, torch.Tensor) and len(output) not in (1, rows, rows * tokens):
-            raise not_gateable(names[module], f"{type(module).__name__} does not see rows")
-
-    handles = [module.register_forward_hook(note, with_kwargs=True) for module in names]
-    training = model.training
-    try:
-        with torch.no_grad():
-            ids = torch.arange(rows * tokens, device=model.device).view(rows, tokens)
-            model.eval()(input_ids=ids, use_cache=False)
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
-    for module, name in names.items():
-        if module not in calls:
-            raise not_gateable(name, f"{type(module).__name__} is not called on its own")
-    return calls

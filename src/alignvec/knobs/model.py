@@ -15,16 +15,16 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignvec.base.live import open_weights
+from alignvec.base.identity import BaseId, base_id
+from alignvec.base.live import LiveWeights, open_weights
 from alignvec.base.load import load_base
-from alignvec.base.prompts import (
-    Conversation,
-    Messages,
-    conversations,
-    last_question,
-    render_chat,
-)
+from alignvec.base.logprobs import NO_NUMBERS, out_of_place
+from alignvec.base.messages import Conversation, Messages, conversations, last_question
+from alignvec.base.prompts import Prompt
+from alignvec.base.state import model_state
+from alignvec.base.wrappers import plain_model
 from alignvec.errors import AlignvecError, check_known
+from alignvec.files import hash_of
 from alignvec.knobs.fold import Fold
 from alignvec.knobs.gate import Gate
 from alignvec.knobs.schedule import Schedule, ScheduledStrengths, check_schedule
@@ -38,6 +38,9 @@ MODES = ("auto", "fold", "gate")
 
 class Router(Protocol):
     """What tells the domain of a query; `alignvec.route` has one."""
+
+    def check_base(self, base: BaseId) -> None:
+        """Refuse a base other than its own."""
 
     def domain(
         self,
@@ -61,8 +64,7 @@ class KnobModel:
     Two ways lead to a setting. `fold` adds it into the weights: turning takes a moment, then
     nothing costs more than the base, but there is one setting at a time. `gate` keeps the vectors
     beside the weights: turning is free and each row of a batch has its own setting, for a little
-    more work per token. `auto` folds while all rows share a setting and gates a batch whose rows
-    differ.
+    more work per token. `auto` folds while rows share a setting, and gates a batch that differs.
 
     Its methods may be called from several threads; they take turns.
     """
@@ -74,26 +76,31 @@ class KnobModel:
         vectors: Mapping[str, AlignmentVector | str | Path],
         check_base: bool = True,
         mode: str = "auto",
+        base: BaseId | None = None,
     ) -> None:
-        """Put knobs on a loaded model.
+        """Put knobs on a loaded model, or on the one that a compiled or distributed one wraps.
 
         Args:
             vectors: knob name -> vector, or where to load it from.
             check_base: refuse a vector whose base has another fingerprint.
             mode: auto, fold or gate.
+            base: which one the model is; by default what its live weights say.
 
         Raises:
             AlignvecError: a vector cannot be loaded, does not fit, or cannot be gated.
         """
         check_known("mode", mode, MODES)
+        plain: Any = plain_model(model)
+        live = LiveWeights(plain)
+        self.base = base or base_id(plain, live)
         # In memory: a knob turns in milliseconds, not at the speed of a disk.
-        self.vectors = {knob: _load(vector).in_memory() for knob, vector in vectors.items()}
-        self.model = model
+        self.vectors = {
+            knob: _load(vector).on(self.base).in_memory().fitted(live, "this model", check_base)
+            for knob, vector in vectors.items()
+        }
+        self.model: PreTrainedModel = plain
         self.tokenizer = tokenizer
         self.mode = mode
-        live = open_weights(model)
-        for vector in self.vectors.values():
-            vector.check_base(live, "this model", check_base)
         self._setting = dict.fromkeys(self.vectors, 0.0)
         self._lock = threading.RLock()
         if mode == "gate":
@@ -118,13 +125,22 @@ class KnobModel:
         Raises:
             AlignvecError: the base or a vector cannot be loaded, or they do not fit.
         """
-        loaded_vectors = {knob: _load(vector) for knob, vector in vectors.items()}
+        read = {knob: _load(vector) for knob, vector in vectors.items()}
         loaded = load_base(str(base), dtype, device)
         # Against the weights on disk: float16 in memory would not give the fingerprint back.
         on_disk = open_weights(loaded.folder)
-        for vector in loaded_vectors.values():
-            vector.check_base(on_disk, loaded.name, check_base)
-        return cls(loaded.model, loaded.tokenizer, loaded_vectors, check_base=False, mode=mode)
+        fitting = {
+            knob: vector.fitted(on_disk, loaded.name, check_base) for knob, vector in read.items()
+        }
+        known = BaseId(loaded.name, on_disk.fingerprint, on_disk.detail)
+        return cls(loaded.model, loaded.tokenizer, fitting, False, mode, known)
+
+    @cached_property
+    def state(self) -> str:
+        """A hash of all that an answer or a likelihood depends on but the setting."""
+        with self.at({}):
+            base = model_state(self.model, self.tokenizer)
+        return hash_of(base, {knob: one.fingerprint() for knob, one in self.vectors.items()})
 
     @cached_property
     def gate(self) -> Gate:
@@ -177,6 +193,7 @@ class KnobModel:
 
     def acting(self, router: Router, queries: Sequence[str]) -> NDArray[np.bool_]:
         """[N, K]: which knobs act on each query, those of the domain that the router reads."""
+        router.check_base(self.base)
         with self.at({}):  # it reads hidden states of the base
             found = router.domain(self.model, self.tokenizer, queries)
         of_knob = [domain_of(knob, vector) for knob, vector in self.vectors.items()]
@@ -276,34 +293,33 @@ class KnobModel:
         options: dict[str, Any],
         schedule: Schedule | None = None,
     ) -> list[str]:
-        texts = [render_chat(self.tokenizer, chat) for chat in chats]
-        inputs = self.tokenizer(
-            texts,
-            return_tensors="pt",
-            padding=True,
+        prompts = [Prompt(self.tokenizer, chat) for chat in chats]
+        inputs = self.tokenizer.pad(
+            {"input_ids": [prompt.tokens for prompt in prompts]},
             padding_side="left",
-            add_special_tokens=self.tokenizer.chat_template is None,
+            return_tensors="pt",
         ).to(self.model.device)
-        inputs.pop("token_type_ids", None)
         length = inputs["input_ids"].shape[1]
         processors = [_StopAtNaN(), *options.get("logits_processor", [])]
         if schedule is not None:
             processors.append(ScheduledStrengths(self.gate, schedule, length))
         options = {**options, "logits_processor": processors}
-        with torch.inference_mode():
-            output = self.model.generate(
-                **inputs,
-                **{
-                    "max_new_tokens": max_new_tokens,
-                    "do_sample": False,
-                    "pad_token_id": self.tokenizer.pad_token_id,
-                    **options,
-                },
-            )
-        return [
-            text.strip()
-            for text in self.tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
-        ]
+        told = {
+            "max_new_tokens": max_new_tokens,
+            "do_sample": False,
+            "pad_token_id": self.tokenizer.pad_token_id,
+            **options,
+        }
+        try:
+            with torch.inference_mode():
+                output = self.model.generate(**inputs, **told)
+        except IndexError:  # of positions that were learnt one by one
+            asked = f"a prompt of {length} tokens and up to {told['max_new_tokens']} new ones are"
+            way_out = "ask for fewer (max_new_tokens)"
+            raise out_of_place(self.model, inputs["input_ids"], asked, way_out) from None
+        texts = self.tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
+        each = len(texts) // len(prompts)
+        return [prompts[row // each].shown(text) for row, text in enumerate(texts)]
 
 
 class _StopAtNaN:
@@ -314,7 +330,7 @@ class _StopAtNaN:
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if self._first and scores.isnan().any():
-            raise AlignvecError("the model computes no numbers any more: a knob is turned too far")
+            raise AlignvecError(NO_NUMBERS)
         self._first = False
         return scores
 

@@ -7,28 +7,23 @@ row are multiplied by the strengths of that row: nothing is copied or switched f
 What is not low-rank is linear in the weights all the same. Of any module whose output is affine in
 its parameters, f(x; w + lambda d) = f(x; w) + lambda (f(x; d) - f(x; 0)); a copy of the module that
 holds d instead of w computes it. Embeddings, norms of every spelling and dense deltas of linear
-layers go this way. Whether a module is affine is found out by trying, so no list of architectures
-is needed.
+layers go this way. Whether a module is affine is found out by `trial`.
 """
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from alignvec.base.rows import per_row
-from alignvec.errors import AlignvecError
+from alignvec.knobs.trial import Call, with_parameters
 from alignvec.vector.delta import Delta, LowRank
 
 Changes = Mapping[str, Mapping[int, Delta]]  # parameter of a module -> knob's number -> change
-Call = tuple[tuple[Any, ...], dict[str, Any]]  # positional and keyword arguments
 
 
 class Term(ABC):
@@ -86,7 +81,9 @@ class Product(Term):
         if not rank:
             return output
         # In place, and so computed in float32: a strength is never rounded to bfloat16.
-        hidden = torch.nn.functional.linear(call[0][0], self.a).mul_(strengths[..., :rank])
+        args, kwargs = call
+        inputs = args[0] if args else next(iter(kwargs.values()))
+        hidden = torch.nn.functional.linear(inputs, self.a).mul_(strengths[..., :rank])
         flat = torch.addmm(output.flatten(0, -2), hidden.flatten(0, -2), self.b)
         return flat.view(output.shape)
 
@@ -105,14 +102,15 @@ class AffineCopies(Term):
     origin: nn.Module | None
 
     @classmethod
-    def of(cls, module: nn.Module, changes: Changes) -> AffineCopies:
+    def of(cls, module: nn.Module, changes: Changes, call: Call) -> AffineCopies:
+        """Args: call: of the module, as it was seen."""
         nothing = {
             part: None if parameter is None else torch.zeros_like(parameter)
             for part, parameter in module._parameters.items()
         }
         columns = sorted({knob for by_knob in changes.values() for knob in by_knob})
         copies = [
-            _with_parameters(
+            with_parameters(
                 module,
                 nothing
                 | {
@@ -123,7 +121,10 @@ class AffineCopies(Term):
             )
             for knob in columns
         ]
-        return cls(tuple(columns), copies, _with_parameters(module, nothing))
+        origin, (args, kwargs) = with_parameters(module, nothing), call
+        with torch.no_grad():
+            returns_zeros = not origin(*args, **kwargs).any()
+        return cls(tuple(columns), copies, None if returns_zeros else origin)
 
     def add(self, call: Call, output: torch.Tensor, strengths: torch.Tensor) -> torch.Tensor:
         args, kwargs = call
@@ -132,46 +133,3 @@ class AffineCopies(Term):
             by = per_row(strength[:, None], output, may_widen=True).to(output.dtype)
             output = output + by * (copied(*args, **kwargs) - origin)
         return output
-
-    def verified(self, module: nn.Module, call: Call, name: str) -> AffineCopies:
-        """The same, once the module has been seen to be affine in its parameters.
-
-        Raises:
-            AlignvecError: it is not; `name` is that of a tensor that would be changed.
-        """
-        args, kwargs = call
-        own = {part: p for part, p in module._parameters.items() if p is not None}
-        swing = {
-            part: torch.arange(p.numel(), device=p.device).cos().view_as(p).to(p)
-            * p.detach().abs().max().clamp(min=0.1)
-            for part, p in own.items()
-        }
-        moved = {part: own[part] + swing[part] for part in own}
-        assert self.origin is not None
-        try:
-            with torch.no_grad():
-                origin = self.origin(*args, **kwargs)
-                here, away, there = (
-                    _with_parameters(module, {**module._parameters, **values})(*args, **kwargs)
-                    for values in (own, swing, moved)
-                )
-                error = float((here + away - origin - there).abs().max())
-            affine = error <= 0.05 * float(there.abs().max())
-        except (RuntimeError, TypeError, ValueError, AttributeError):
-            affine = False  # it returns no tensor, or does not run with other weights
-        if not affine:
-            raise not_gateable(name, f"{type(module).__name__} is not affine in it")
-        return replace(self, origin=self.origin if origin.any() else None)
-
-
-def _with_parameters(module: nn.Module, parameters: dict[str, Any]) -> nn.Module:
-    """A copy of a module with other values for its parameters and without its hooks."""
-    copied = copy.copy(module)
-    copied._parameters = parameters
-    copied._forward_hooks = OrderedDict()
-    return copied
-
-
-def not_gateable(name: str, why: str) -> AlignvecError:
-    """The refusal of a tensor, by its name."""
-    return AlignvecError(f"{name} cannot be gated: {why}; fold the vector (mode 'fold')")

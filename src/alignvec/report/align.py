@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from alignvec.base.seen import queries_told
 from alignvec.evaluate.check import LevelCheck
 from alignvec.report.evaluate import rates_table, text_table
 from alignvec.report.figure import figure
@@ -41,7 +42,11 @@ def check_tables(knob: str, checks: Sequence[LevelCheck]) -> tuple[Table, Table]
     rates = zip(names, (check.rates for check in ordered), strict=True)
     text = zip(names, (check.text for check in ordered), strict=True)
     tables = (
-        rates_table([check.level for check in ordered if check.level], list(rates)),
+        rates_table(
+            [check.level for check in ordered if check.level],
+            list(rates),
+            queries_told(checks[0].rates.queries, checks[0].seen),
+        ),
         text_table(list(text), unsound),
     )
     for table in tables:
@@ -55,5 +60,6 @@ def broken(knob: str, check: LevelCheck, base: LevelCheck) -> str:
     return (
         f"knob '{knob}' at {check.strength:g} ({check.level}): the text suffers: "
         f"{at.repeated:.2f} of 4-grams repeated (base {before.repeated:.2f}), "
-        f"{at.words:.0f} words (base {before.words:.0f}); the safe range leaves it out"
+        f"{at.words:.0f} words (base {before.words:.0f}), {at.numbers:.2f} of them with a digit "
+        f"(base {before.numbers:.2f}); the safe range leaves it out"
     )

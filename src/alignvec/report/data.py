@@ -33,11 +33,12 @@ def statistics_table(found: Mapping[str, Any]) -> Table:
         table.add_column(column, justify="right")
     for kind, one in {"query": found["queries"], **found["levels"]}.items():
         words = one["words"]
+        grade = one["readability_grade"]["mean"]
         opening = f"{one['commonest_opening']} ({one['commonest_opening_share']:.1%})"
         table.add_row(
             Text(kind), f"{words['mean']:.1f}", f"{words['sd']:.1f}",
             f"{words['p5']:.0f} to {words['p95']:.0f}", f"{one['distinct_2']:.2f}", Text(opening),
-            f"{one['readability_grade']['mean']:.1f}",
+            "-" if grade is None else f"{grade:.1f}",
         )  # fmt: skip
     return table
 

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from rich.console import JustifyMethod
 from rich.table import Table
 
+from alignvec.base.seen import queries_told
 from alignvec.evaluate.leak import Leak
 from alignvec.evaluate.rates import Rates
 from alignvec.evaluate.sweep import Sweep
@@ -19,21 +20,27 @@ from alignvec.report.figure import MARKERS, colour_of, stacked
 Text = Mapping[str, TextQuality]  # greedy and sampled
 
 
-def rates_table(levels: Sequence[str], lines: Sequence[tuple[str, Rates]]) -> Table:
-    """A line a setting, each with what it is called; the highest rate in bold."""
-    table = Table(title=f"preference rates, {lines[0][1].queries} queries (95% interval)")
+def rates_table(
+    levels: Sequence[str], lines: Sequence[tuple[str, Rates]], queries: str | None = None
+) -> Table:
+    """A line a setting, each with what it is called; the highest rate in bold.
+
+    Args:
+        queries: how many, and whether training saw them.
+    """
+    told = queries or f"{lines[0][1].queries} queries"
+    table = Table(title=f"preference rates, {told} (95% interval)")
     table.add_column("setting")
     for level in levels:
         table.add_column(level, justify="right")
     for setting, rates in lines:
-        top = max(rates.rate, key=rates.rate.__getitem__)
         cells = [
             f"{rates.rate[level]:.2f} ({low:.2f}-{high:.2f})"
             for level in levels
             for low, high in [rates.interval[level]]
         ]
         styled = [
-            f"[bold]{cell}[/bold]" if level == top else cell
+            f"[bold]{cell}[/bold]" if level in rates.top else cell
             for level, cell in zip(levels, cells, strict=True)
         ]
         table.add_row(setting, *styled)
@@ -48,10 +55,13 @@ def text_table(lines: Sequence[tuple[str, Text]], unsound: Collection[int] = ())
     """
     answers = lines[0][1]["greedy"].answers
     table = Table(title=f"the text of {answers} answers, greedy / sampled")
-    for name in ("setting", "repeated", "words", "ended", "nats a token", "sound"):
+    for name in ("setting", "repeated", "words", "numbers", "ended", "nats a token", "sound"):
         side: JustifyMethod = "left" if name == "setting" else "right"
         table.add_column(name, justify=side, no_wrap=name != "nats a token")
-    table.caption = "repeated: share of 4-grams; sound: greedy answers, against the base's"
+    table.caption = (
+        "repeated: share of 4-grams; numbers: share of words; sound: greedy answers, against the "
+        "base's"
+    )
     for index, (setting, text) in enumerate(lines):
         both = [text[way] for way in ("greedy", "sampled")]
         style, mark = ("red", "no") if index in unsound else (None, "yes")
@@ -59,6 +69,7 @@ def text_table(lines: Sequence[tuple[str, Text]], unsound: Collection[int] = ())
             setting,
             " / ".join(f"{quality.repeated:.2f}" for quality in both),
             " / ".join(f"{quality.words:.0f}" for quality in both),
+            " / ".join(f"{quality.numbers:.2f}" for quality in both),
             " / ".join(f"{quality.finished:.2f}" for quality in both),
             " / ".join("-" if q.likelihood is None else f"{q.likelihood:.2f}" for q in both),
             mark,
@@ -70,7 +81,9 @@ def text_table(lines: Sequence[tuple[str, Text]], unsound: Collection[int] = ())
 def sweep_table(sweep: Sweep) -> Table:
     """A line a strength, and below them what each level reaches."""
     points = zip(sweep.strengths, sweep.rates, strict=True)
-    table = rates_table(sweep.levels, [(f"{sweep.knob}={s:g}", rates) for s, rates in points])
+    queries = queries_told(sweep.rates[0].queries, sweep.seen)
+    lines = [(f"{sweep.knob}={s:g}", rates) for s, rates in points]
+    table = rates_table(sweep.levels, lines, queries)
     table.caption = "; ".join(
         f"{level}: at most {rate:.2f} (at {strength:g}), Spearman {sweep.spearman(level):.2f}"
         for level in sweep.levels
@@ -123,8 +136,8 @@ def draw_sweep(sweep: Sweep, path: Path, title: str = "") -> None:
         axes.set_ylabel("preference rate")
         if title:
             axes.set_title(title, loc="left", pad=22, fontsize=12)
-        queries = sweep.rates[0].queries
-        axes.legend(frameon=False, title=f"{queries} queries, 95% bands", loc="center left")
+        queries = queries_told(sweep.rates[0].queries, sweep.seen)
+        axes.legend(frameon=False, title=f"{queries}, 95% bands", loc="center left")
 
 
 def _draw_repetition(sweep: Sweep, axes: Axes, base: Text) -> None:
@@ -155,10 +168,14 @@ def _mark(axes: Axes, strength: float, name: str) -> None:
     )  # fmt: skip
 
 
-def leak_table(leaks: Sequence[Leak], queries: int) -> Table:
-    """A line a knob and level: how much the level's rate rises in each domain; its own in bold."""
+def leak_table(leaks: Sequence[Leak], queries: str) -> Table:
+    """A line a knob and level: how much the level's rate rises in each domain; its own in bold.
+
+    Args:
+        queries: how many, and whether training saw them.
+    """
     domains = list(next(iter(leaks[0].effect.values())))
-    table = Table(title=f"rise of a level's rate, one knob at a time, {queries} queries")
+    table = Table(title=f"rise of a level's rate, one knob at a time, {queries}")
     for name in ("knob", "at", *domains, "normalised leak", "neutral text"):
         table.add_column(name, justify="left" if name in ("knob", "at") else "right")
     for leak in leaks:

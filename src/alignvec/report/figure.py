@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from alignvec.files import atomic_file
+
 # Okabe and Ito's palette; a level beyond these takes the next.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vP"
@@ -22,6 +24,11 @@ _PIXELS = 30_000  # on a side at most; matplotlib draws no 65,536
 def colour_of(level: str, index: int = 0) -> str:
     """The colour of a level; of one that is not known, that of its place."""
     return _LEVELS.get(level, COLOURS[index % len(COLOURS)])
+
+
+def figure_files(path: Path) -> list[Path]:
+    """The files of the figure `path`; a name may have dots."""
+    return [path.with_name(f"{path.name}.{form}") for form in ("png", "svg")]
 
 
 @contextmanager
@@ -53,7 +60,8 @@ def stacked(
             len(heights), sharex=True, squeeze=False, height_ratios=list(heights)
         )
         yield list(axes[:, 0])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for suffix in ("png", "svg"):
-            metadata = {"Date": None} if suffix == "svg" else None
-            canvas.figure.savefig(path.with_suffix(f".{suffix}"), dpi=dpi, metadata=metadata)
+        for file in figure_files(path):
+            form = file.suffix[1:]
+            metadata = {"Date": None} if form == "svg" else None
+            with atomic_file(file, overwrite=True) as partial:
+                canvas.figure.savefig(partial, dpi=dpi, metadata=metadata, format=form)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.patches import Rectangle
 from rich.table import Table
 
+from alignvec.base.seen import queries_told
 from alignvec.report.figure import COLOURS, colour_of, figure
-from alignvec.search.solution import SearchResult, Solution
+from alignvec.search.solution import SearchResult
 
 
-def behaviours_table(method: str, solutions: Sequence[Solution]) -> Table:
+def behaviours_table(search: SearchResult) -> Table:
     """A line a setting: of each domain the rate of the wanted level, and what is retained."""
+    solutions = search.front or search.solutions
     domains = sorted({domain for solution in solutions for domain in solution.target})
-    table = Table(title=f"rates of the wanted level on unseen queries ({method})")
+    queries = queries_told(search.verified, search.seen)
+    table = Table(title=f"rates of the wanted level on {queries} ({search.method})")
     for column in ("setting", *domains, "reached", "neutral text: KL", "perplexity"):
         table.add_column(column, overflow="fold")
     for solution in solutions:
@@ -52,7 +54,7 @@ def draw_behaviours(search: SearchResult, path: Path) -> None:
                     continue
                 level, rates = solution.target[domain], solution.rates[domain].rate
                 rate = rates[level]
-                missed = rate < max(rates.values())
+                missed = any(other >= rate for name, other in rates.items() if name != level)
                 colour = colour_of(level)
                 axes.add_patch(
                     Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, facecolor=colour, alpha=rate)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignvec.base.prompts import prompt_tokens
+from alignvec.base.prompts import Prompt
 
 _BATCH = 16
 
@@ -18,7 +18,7 @@ def hidden_means(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, queries: Sequence[str]
 ) -> NDArray[np.float32]:
     """[N, H] float32: hidden states at half the depth, means over the tokens of each query."""
-    tokens = [prompt_tokens(tokenizer, query) for query in queries]
+    tokens = [Prompt(tokenizer, query).tokens for query in queries]
     order = sorted(range(len(tokens)), key=lambda index: len(tokens[index]))
     means = np.zeros((len(tokens), model.config.get_text_config().hidden_size), np.float32)
     with torch.inference_mode():

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignvec.base.checkpoint import CheckpointWeights
+from alignvec.base.identity import BaseId, base_id
 from alignvec.base.weights import all_finite
 from alignvec.errors import AlignvecError, check_known
 from alignvec.files import atomic_folder, read_object, validated, write_json
@@ -41,6 +42,7 @@ class Router:
         bias: [D] float32.
         threshold: a query whose likeliest domain is less probable than this has none.
         reads: one of `READERS`. Of `text`, model and tokenizer may be None everywhere.
+        base: whose hidden states it reads; None of `text`.
     """
 
     domains: list[str]
@@ -48,6 +50,7 @@ class Router:
     bias: torch.Tensor
     threshold: float = 0.5
     reads: str = "hidden"
+    base: BaseId | None = None
 
     @classmethod
     def fit(
@@ -58,8 +61,12 @@ class Router:
         domains: Sequence[str],
         threshold: float = 0.5,
         reads: str = "hidden",
+        base: BaseId | None = None,
     ) -> Router:
         """Train on queries with known domains: a logistic regression.
+
+        Args:
+            base: which one the model is; by default what its live weights say.
 
         Raises:
             AlignvecError: there are not at least two domains, or `reads` is unknown.
@@ -81,7 +88,27 @@ class Router:
             weight, bias = np.vstack([-weight, weight]) / 2, np.array([-bias[0], bias[0]]) / 2
         bias = bias - (weight * mean).sum(1)
         weight, bias = (torch.tensor(part).float().contiguous() for part in (weight, bias))
-        return cls(names, weight, bias, threshold, reads)
+        if reads == "hidden" and model is not None:
+            base = base or base_id(model)
+        return cls(names, weight, bias, threshold, reads, base if reads == "hidden" else None)
+
+    def check_base(self, base: BaseId) -> None:
+        """Refuse a base whose hidden states mean something else.
+
+        Raises:
+            AlignvecError: it is not the one that the router was made on, or none is known.
+        """
+        if self.reads == "text":
+            return
+        if self.base is None:
+            raise AlignvecError(
+                "this router does not say which base it reads; make it anew with alignvec route"
+            )
+        if not self.base.same_as(base):
+            raise AlignvecError(
+                f"this router reads the hidden states of another base ({self.base.id}), not those "
+                f"of {base.id}; make one with alignvec route {base.id}, or with --reads text"
+            )
 
     def probabilities(
         self,
@@ -110,8 +137,9 @@ class Router:
         """Write `router.json` and `router.safetensors` into a new folder."""
         with atomic_folder(folder, overwrite) as partial:
             save_file({"weight": self.weight, "bias": self.bias}, partial / WEIGHTS)
+            base = self.base and vars(self.base)
             told = {"domains": self.domains, "sure": self.threshold, "reads": self.reads}
-            write_json(partial / CONFIG, told)
+            write_json(partial / CONFIG, {**told, "base": base})
         return folder
 
     @classmethod
@@ -128,13 +156,14 @@ class Router:
             raise AlignvecError(f"{folder / WEIGHTS} holds NaN or infinity")
         if config.reads == "text" and weight.shape[1] != WIDTH:
             raise AlignvecError(f"{folder}: the weights are not those of a router of texts")
-        return cls(config.domains, weight, bias, config.sure, config.reads)
+        return cls(config.domains, weight, bias, config.sure, config.reads, config.base)
 
 
 class _Config(BaseModel):
     domains: list[str]
     sure: float = Field(ge=0, le=1)
     reads: Literal["hidden", "text"] = "hidden"
+    base: BaseId | None = None
 
 
 def _features(

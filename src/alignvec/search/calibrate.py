@@ -9,8 +9,10 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator
 from sklearn.isotonic import IsotonicRegression
 
+from alignvec.base.seen import count_seen
 from alignvec.data.records import Record
 from alignvec.errors import AlignvecError, check_known
+from alignvec.evaluate.rates import wins
 from alignvec.evaluate.retention import RetentionProbe
 from alignvec.evaluate.text import AnswerProbe, sound
 from alignvec.knobs.calibration import Calibration
@@ -19,6 +21,7 @@ from alignvec.progress import progress
 from alignvec.search.scorer import Array, Scorer
 from alignvec.vector.alignment_vector import AlignmentVector
 
+_FURTHEST = 100  # strengths between are looked at in steps of `_STEP`
 _STEP = 0.05  # between two strengths of the curves
 
 
@@ -43,7 +46,8 @@ def calibrate(
     fall along the curve (isotonic regression), so every share has one strength.
 
     Args:
-        records: queries of the knob's domain that its vector was not trained on.
+        records: queries of the knob's domain, best those that its vector was not trained on; how
+            many of them it was goes into the result.
         levels: from low to high.
         steps: strengths to measure, evenly spaced; 0 is added.
         most_kl: nats a token on neutral text that the turned model may be from the base.
@@ -52,18 +56,22 @@ def calibrate(
             as sound as the base's.
 
     Raises:
-        AlignvecError: an unknown knob, or no records.
+        AlignvecError: an unknown knob, no records, or limits beyond all sense.
     """
     check_known("knob", knob, model.vectors)
     if not records:
         raise AlignvecError(f"knob '{knob}': no queries to calibrate on")
     places = trained_places(model.vectors[knob], levels)
     strengths = np.unique([0.0, *np.linspace(*limits, steps), *places.values()])
+    if max(-strengths[0], strengths[-1]) > _FURTHEST:
+        raise AlignvecError(
+            f"knob '{knob}': calibration measures strengths from -{_FURTHEST} to {_FURTHEST}"
+        )
     scorer = Scorer(model, records, levels)
     column = scorer.knobs.index(knob)
     probe = RetentionProbe(model)
     asked = records[:answers]
-    write = AnswerProbe(model, [record.query for record in asked]) if asked else None
+    write = AnswerProbe(model, [record.prompt for record in asked]) if asked else None
     base = write({})["greedy"] if write else None
     scores, kept = [], []
     with progress("calibrating", "pass", len(strengths)) as bar:
@@ -75,7 +83,7 @@ def calibrate(
             retention = probe(turned)
             safe = retention.kl <= most_kl and retention.perplexity <= most_perplexity
             if safe and strength and write and base:
-                level = levels[int(np.bincount(scores[-1].argmax(-1)).argmax())]
+                level = levels[int(wins(scores[-1]).mean(0).argmax())]
                 said = write.quality([record.levels[level] for record in asked])
                 safe = sound(write(turned)["greedy"], base, said)
             kept.append(safe)
@@ -83,7 +91,8 @@ def calibrate(
     calibration = fit_calibration(
         strengths, np.array(scores), _safe_range(strengths, np.array(kept)), levels
     )
-    return calibration.model_copy(update={"levels": places}) if places else calibration
+    seen = count_seen([model.vectors[knob].training], [record.prompt for record in records])
+    return calibration.model_copy(update={"seen": seen, "levels": places or calibration.levels})
 
 
 def trained_places(vector: AlignmentVector, levels: Sequence[str]) -> dict[str, float]:
@@ -109,8 +118,7 @@ def fit_calibration(
     """
     # Rounded, or 0 is not in it: a safe range may be no more than that.
     fine = np.arange(strengths[0], strengths[-1] + _STEP / 2, _STEP).round(10)
-    wins = PchipInterpolator(strengths, scores)(fine).argmax(-1)  # [N, Q]
-    rates = (wins[..., None] == np.arange(len(levels))).mean(1)  # [N, L]
+    rates = wins(PchipInterpolator(strengths, scores)(fine)).mean(1)  # [N, L]
 
     def rising(values: Array) -> list[float]:
         return [round(float(v), 4) for v in IsotonicRegression().fit_transform(fine, values)]
@@ -124,7 +132,7 @@ def fit_calibration(
         safe=safe,
         strengths=[round(float(strength), 4) for strength in fine],
         top=rising(rates[:, -1]),
-        position=rising(wins.mean(1) / (len(levels) - 1)),
+        position=rising(rates @ np.arange(len(levels)) / (len(levels) - 1)),
     )
 
 

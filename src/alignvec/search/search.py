@@ -1,4 +1,4 @@
-"""From wanted behaviours to settings, each verified on queries that the search did not see."""
+"""From wanted behaviours to settings, each verified on queries that it was not sought on."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from alignvec.data.records import BUILTIN, Record
-from alignvec.data.splits import split_of
+from alignvec.base.seen import count_seen, prompt_hash
+from alignvec.data.records import Record
+from alignvec.data.sources import BUILTIN
 from alignvec.errors import AlignvecError, check_known
 from alignvec.evaluate.rates import rates_of
 from alignvec.evaluate.retention import RetentionProbe
@@ -98,10 +99,12 @@ def search(
         for target, strengths in wanted:
             solutions.append(_verified(target, strengths, verified, retention))
             bar.update()
+    trainings = [vector.training for vector in model.vectors.values()]
+    seen = count_seen(trainings, [record.prompt for record in held_out])
     seconds = {"search": took, "verification": time.perf_counter() - start}
     return SearchResult(
         method, router is not None, len(records), searched.passes, seconds,
-        solutions[: len(targets)], solutions if front else [],
+        solutions[: len(targets)], solutions if front else [], len(held_out), seen,
     )  # fmt: skip
 
 
@@ -149,21 +152,23 @@ def split_for_search(
     """Records to search on, and others to verify on: the test part.
 
     Vectors of the built-in data were trained on its train part, so its validation part is
-    searched; of other data, which nothing is known about, all but the test part.
+    searched; of other data, which nothing is known about, all but the test part. A query that is
+    in the test part is not searched on, whatever its other ids.
 
     Args:
         most: queries a domain to search on.
     """
+    wanted = [record for record in records if record.domain in domains]
+    held_out = [record for record in wanted if record.split == "test"]
+    kept_apart = {prompt_hash(record.prompt) for record in held_out}
     searched: list[Record] = []
-    held_out: list[Record] = []
     count: Counter[str] = Counter()
-    for record in records:
-        split = split_of(record.id)
-        if record.domain not in domains or (source == BUILTIN and split == "train"):
+    for record in wanted:
+        if record.split == "test" or (source == BUILTIN and record.split == "train"):
             continue
-        if split == "test":
-            held_out.append(record)
-        elif most is None or count[record.domain] < most:
+        if prompt_hash(record.prompt) in kept_apart:
+            continue  # it comes twice, under other ids
+        if most is None or count[record.domain] < most:
             count[record.domain] += 1
             searched.append(record)
     return searched, held_out

@@ -1,4 +1,4 @@
-"""Solutions: what a search gives, each with what it does on queries that the search did not see."""
+"""Solutions: what a search gives, each with what it does on queries that it was not sought on."""
 
 from __future__ import annotations
 
@@ -79,6 +79,8 @@ class SearchResult:
         seconds: of the search, and of verification.
         front: of a single target, if asked for: settings that turn the knobs ever less, from what
             the target asks to the base.
+        verified: how many other queries the rates are of.
+        seen: how many of those were seen in training; None if that is not known.
     """
 
     method: str
@@ -88,6 +90,8 @@ class SearchResult:
     seconds: dict[str, float]
     solutions: list[Solution]
     front: list[Solution] = field(default_factory=list)
+    verified: int = 0
+    seen: int | None = None
 
     @property
     def summary(self) -> str:
@@ -105,6 +109,7 @@ class SearchResult:
             "method": self.method,
             "routed": self.routed,
             "queries": self.queries,
+            "verified": {"queries": self.verified, "seen_in_training": self.seen},
             "passes": self.passes,
             "seconds": self.seconds,
             "found": [one.to_json() for one in self.solutions],

@@ -4,109 +4,282 @@ from __future__ import annotations
 
 import math
 import re
-import time
 from collections.abc import Mapping
-from math import prod
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import regex
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import save_file
 from torch.nn.functional import pad
 
-from alignvec.base.checkpoint import CheckpointWeights
+from alignvec.base.checkpoint import CheckpointWeights, refuse_pickled
 from alignvec.base.weights import Weights, all_finite
-from alignvec.errors import AlignvecError, one_line
-from alignvec.files import read_object, validated, write_json
-from alignvec.vector.delta import Delta, Dense, Lazy, LowRank
+from alignvec.base.wrappers import unwrapped
+from alignvec.errors import AlignvecError
+from alignvec.files import write_json
+from alignvec.vector.adapter_config import MERGE, AdapterConfig, check_acts
+from alignvec.vector.delta import Delta, Dense, Lazy, LowRank, parts
+from alignvec.vector.experts import expert_deltas
 from alignvec.vector.stream import check_space
 
+TENSORS = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+# PEFT leaves the adapter's name out when it saves; a state dict saved by hand has it.
 _FACTOR = re.compile(
-    r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>A|B|magnitude_vector)(\.weight)?"
+    r"(?P<module>.+)\.lora_(?P<part>(embedding_)?[AB]|magnitude_vector)(\.(?P<adapter>[^.]+))??"
+    r"(\.(?P<kind>weight|bias))?"
 )
+_TOKENS = re.compile(r"(?P<module>.+)\.token_adapter\.trainable_tokens_delta(\.[^.]+)?")
+_PEFT_MODULES = re.compile(r"\.(base_layer|token_adapter|modules_to_save\.[^.]+)(?=\.)")
+# Of no weight: what VeLoRA compresses activations with, and a base's own beside a trained copy.
+_ASIDE = re.compile(r"\.(lora_velora_embed|original_module)\b")
 
 
-_PATIENCE = 10.0  # seconds for all of an adapter's patterns; milliseconds are usual
-_UNROLLED = 4000  # characters of a pattern with its counted repeats written out
-_Patterns = list[tuple[Any, float]]
-_Rank = Annotated[int, Field(gt=0, lt=2**31)]
-_Alpha = Annotated[float, Field(allow_inf_nan=False)]
+@dataclass
+class _Trained:
+    """What an adapter holds for one module.
 
+    Attributes:
+        factors: `A`, `B`, `magnitude_vector`, `embedding_A`, `embedding_B`, `B.bias` -> tensor.
+        tokens: [n, width], new rows of an embedding.
+    """
 
-class _AdapterConfig(BaseModel):
-    """What of PEFT's `adapter_config.json` says how large the delta is."""
-
-    model_config = ConfigDict(strict=True)
-
-    r: _Rank
-    lora_alpha: _Alpha
-    use_rslora: bool | None = None
-    fan_in_fan_out: bool | None = None
-    rank_pattern: dict[str, _Rank] | None = None
-    alpha_pattern: dict[str, _Alpha] | None = None
+    factors: dict[str, torch.Tensor] = field(default_factory=dict)
+    tokens: torch.Tensor | None = None
 
 
 def read_adapter(folder: Path, base: Weights) -> dict[str, Delta]:
-    """The deltas of a PEFT LoRA, rsLoRA or DoRA adapter.
+    """The deltas of a PEFT LoRA, rsLoRA or DoRA adapter, of all that it trained.
 
     LoRA's factors stay factors, the scaling multiplied into B, so that delta = B A. DoRA's delta
-    depends on the weight it changes and is of full rank; it is computed when it is used.
+    depends on the weight it changes and is of full rank; it is computed when it is used, as are the
+    deltas of what was trained whole (biases, modules, rows of an embedding).
 
     Raises:
-        AlignvecError: it is another kind of adapter, is damaged, or does not fit the base.
+        AlignvecError: it is another kind of adapter, changes more than weights, is damaged, or does
+            not fit the base.
     """
-    content = read_object(folder / "adapter_config.json")
-    if content.get("peft_type") != "LORA":
-        raise AlignvecError(f"{folder} is not a LoRA adapter")
-    scaling = _Scaling(validated(_AdapterConfig, content, folder / "adapter_config.json"))
-    factors: dict[str, dict[str, torch.Tensor]] = {}
-    weights = CheckpointWeights(folder, "adapter_model.safetensors")
-    for key in weights:
-        match = _FACTOR.fullmatch(key)
-        if not match:
-            raise AlignvecError(
-                f"{folder} also trains {key}, which is no low-rank factor; merge the adapter into "
-                "its base and extract that"
-            )
-        factors.setdefault(match["module"], {})[match["part"]] = weights[key]
+    config = AdapterConfig(folder)
+    if not (folder / TENSORS).exists():
+        refuse_pickled(folder, "PEFT")
+    weights = CheckpointWeights(folder, TENSORS)
+    modules, whole = _sorted_out(folder, weights)
+    named = base.names([*whole, *(f"{module}.weight" for module in modules)])
+    whole = {named.get(name, name): key for name, key in whole.items()}
     deltas: dict[str, Delta] = {}
-    for module, found in factors.items():
-        name = f"{module}.weight"
-        delta = _low_rank(folder, module, found, scaling)
-        if name not in base:
-            raise AlignvecError(f"the adapter changes {name}, which the base does not have")
-        if base.shape(name) != tuple(delta.shape):
-            raise AlignvecError(
-                f"the adapter changes {name} of shape {tuple(delta.shape)}; in the base it is "
-                f"{base.shape(name)}"
-            )
-        magnitude = found.get("magnitude_vector")
-        deltas[name] = delta if magnitude is None else _dora(base, name, delta, magnitude)
+
+    def add(name: str, delta: Delta) -> None:
+        _check_fits(base, name, tuple(delta.shape))
+        deltas[name] = deltas[name] + delta if name in deltas else delta
+
+    for name, key in whole.items():
+        if not _is_tied_copy(base, weights, name, key, whole):
+            _check_fits(base, name, weights.shape(key))
+            if not _equal(base, name, weights, key):
+                _check_alone(base, name, config)
+                deltas[name] = Lazy.between(base, name, weights, key)
+    for module, found in modules.items():
+        name, factors = f"{module}.weight", found.factors
+        name = named.get(name, name)
+        if found.tokens is not None:
+            rows = base.shape(name)[:1] if name in base else ()
+            _check_fits(base, name, (*rows, *found.tokens.shape[1:]))
+            add(name, _rows(base, name, found.tokens, config, module))
+        if "B.bias" in factors:
+            bias = f"{name.removesuffix('.weight')}.bias"
+            add(bias, _bias(base, bias, module, factors, config))
+        if not factors:
+            continue
+        check_acts(config, base, module, name.removesuffix(".weight"), factors)
+        if name not in base and name not in base.tied and {"A", "B"} <= factors.keys():
+            of_experts = expert_deltas(base, module, factors["A"], factors["B"], config.scaling)
+            if of_experts:
+                deltas |= of_experts
+                continue
+        # PEFT turns each layer by its kind, whatever the flag says of all.
+        flag = bool(config.fields.fan_in_fan_out)
+        transposed = flag if base.transposed is None else name in base.transposed
+        delta = _low_rank(folder, module, factors, config, transposed)
+        if "embedding_A" in factors:
+            _check_fits(base, name, tuple(delta.shape))
+            if name in base.tied.values():
+                raise AlignvecError(
+                    f"the adapter changes {name} alone, which in the base is tied to the output "
+                    f"head; {MERGE}"
+                )
+            add(name, _as_dense(delta))
+        elif "magnitude_vector" in factors:
+            _check_fits(base, name, tuple(delta.shape))
+            theta = deltas.pop(name, None)
+            deltas[name] = _dora(base, name, theta, delta, factors["magnitude_vector"])
+        else:
+            add(name, delta)
     return deltas
 
 
+def _sorted_out(
+    folder: Path, weights: CheckpointWeights
+) -> tuple[dict[str, _Trained], dict[str, str]]:
+    """Modules with what was trained of them, and tensors that were trained whole: name -> key."""
+    modules: dict[str, _Trained] = {}
+    whole: dict[str, str] = {}
+    adapters = set()
+    for key in weights:
+        if not key.startswith(_PREFIX):
+            raise AlignvecError(f"{folder / TENSORS}: {key} is no name that PEFT gives")
+        name = unwrapped(key.removeprefix(_PREFIX))
+        if _ASIDE.search(name):
+            continue
+        if factor := _FACTOR.fullmatch(name):
+            adapters.add(factor["adapter"])
+            part = factor["part"] + (".bias" if factor["kind"] == "bias" else "")
+            modules.setdefault(factor["module"], _Trained()).factors[part] = weights[key]
+        elif tokens := _TOKENS.fullmatch(name):
+            modules.setdefault(tokens["module"], _Trained()).tokens = weights[key]
+        elif ".lora_" in name:
+            raise AlignvecError(f"{folder / TENSORS}: {key} is no factor of LoRA; {MERGE}")
+        else:
+            whole[_PEFT_MODULES.sub("", name)] = key
+    if len(adapters) > 1:
+        names = ", ".join(sorted(str(name) for name in adapters))
+        raise AlignvecError(f"{folder / TENSORS} holds several adapters ({names}); save one alone")
+    return modules, whole
+
+
+def _check_fits(base: Weights, name: str, shape: tuple[int, ...]) -> None:
+    if name not in base and name not in base.tied:
+        raise AlignvecError(f"the adapter changes {name}, which the base does not have")
+    if base.shape(name) != shape:
+        rows = len(shape) > 1 and base.shape(name)[1:] == shape[1:]
+        hint = "; was the vocabulary resized? then extract from a base resized alike"
+        raise AlignvecError(
+            f"the adapter changes {name} of shape {shape}; in the base it is {base.shape(name)}"
+            + (hint if rows else "")
+        )
+    if not base.dtype(name).is_floating_point:
+        raise AlignvecError(f"the adapter changes {name}, which in the base is {base.dtype(name)}")
+
+
+def _is_tied_copy(
+    base: Weights, weights: Weights, name: str, key: str, whole: Mapping[str, str]
+) -> bool:
+    """Whether a tensor is tied in the base and saved again, equal to the one it is tied to."""
+    source = base.tied.get(name)
+    if source is None:
+        return False
+    if source in whole:
+        return torch.equal(weights[key], weights[whole[source]])
+    return base.shape(name) == weights.shape(key) and _equal(base, name, weights, key)
+
+
+def _equal(base: Weights, name: str, weights: Weights, key: str) -> bool:
+    """Whether the adapter holds a mere copy of the base's tensor, in whichever dtype."""
+    dtype = weights.dtype(key)
+    return all(
+        torch.equal(
+            base.rows(name, start, stop).to(dtype).float(), weights.rows(key, start, stop).float()
+        )
+        for start, stop in parts(base.shape(name))
+    )
+
+
+def _check_alone(base: Weights, name: str, config: AdapterConfig) -> None:
+    """PEFT trains a copy of a module to save: of a tied pair the other one stays."""
+    module = name.rpartition(".")[0]
+    tied = name in base.tied.values() and not config.fields.ensure_weight_tying
+    if tied and config.saves(module):
+        raise config.error(
+            "modules_to_save",
+            f"{name} was trained alone, and in the base it is tied to the output head; {MERGE}",
+        )
+
+
 def _low_rank(
-    folder: Path, module: str, found: Mapping[str, torch.Tensor], scaling: _Scaling
+    folder: Path,
+    module: str,
+    found: Mapping[str, torch.Tensor],
+    config: AdapterConfig,
+    transposed: bool,
 ) -> LowRank:
-    if not {"A", "B"} <= found.keys():
+    """scaling * B A. An embedding's weight is its transpose."""
+    embedding = not {"embedding_A", "embedding_B"}.isdisjoint(found)
+    names = ("embedding_A", "embedding_B") if embedding else ("A", "B")
+    if not set(names) <= found.keys():
         raise AlignvecError(f"{folder} has only one of the two factors of {module}")
-    transposed = bool(scaling.config.fan_in_fan_out)
+    if ("magnitude_vector" in found) != bool(config.fields.use_dora):
+        there = "has magnitudes" if "magnitude_vector" in found else "has none"
+        raise config.error("use_dora", f"{config.fields.use_dora}, but {module} {there}")
+    transposed = embedding or transposed
     if transposed and "magnitude_vector" in found:
         raise AlignvecError(
             f"{folder} is a DoRA adapter on a layer that stores its weight transposed; merge it "
             "into its base and extract that"
         )
-    delta = LowRank(found["A"], found["B"], transposed)
+    a, b = (found[name] for name in names)
+    if a.ndim > 2:
+        raise AlignvecError(f"{folder}: {module} is a convolution, whose factors are not read")
+    delta = LowRank(a, b, transposed)
     delta.check(f"{folder}: {module}")
-    delta *= scaling.of(module)
+    scale = config.scaling(module, delta.rank)
+    if math.frexp(scale)[0] != 0.5:  # no power of two: a smaller dtype would round B
+        delta = LowRank(a.float(), b.float(), transposed)
+    delta *= scale
     delta.check(f"{folder}: {module}, scaled by alpha / r,")
     return delta
 
 
-def _dora(base: Weights, name: str, delta: LowRank, magnitude: torch.Tensor) -> Lazy:
-    """theta' = m (theta + B A) / |theta + B A|, the norm that of each row (Liu et al. 2024)."""
+def _bias(
+    base: Weights, name: str, module: str, found: Mapping[str, torch.Tensor], config: AdapterConfig
+) -> Dense:
+    """With lora_bias, B has a bias, which is scaled as B A is."""
+    if name not in base:
+        raise config.error("lora_bias", f"{module} has no bias in the base")
+    return Dense(found["B.bias"] * config.scaling(module, found["B"].shape[-1]))
+
+
+def _as_dense(delta: LowRank) -> Lazy:
+    """An embedding is looked up, not multiplied: no linear layer's adapter can write its delta."""
+
+    def read(start: int, stop: int) -> Dense:
+        return Dense(delta.part(start, stop).dense())
+
+    return Lazy(tuple(delta.shape), torch.float32, read)
+
+
+def _rows(
+    base: Weights, name: str, values: torch.Tensor, config: AdapterConfig, module: str
+) -> Lazy:
+    """Rows of an embedding put in the place of the base's."""
+    tokens, shape = config.tokens(module), base.shape(name)
+    if len(tokens) != len(values) or any(token >= shape[0] for token in tokens):
+        raise config.error(
+            "trainable_token_indices",
+            f"{len(tokens)} tokens for {len(values)} rows of {name}, which has {shape[0]}",
+        )
+    if not all_finite(values):
+        raise AlignvecError(f"the tokens of {name} hold NaN or infinity")
+    place = {token: row for row, token in enumerate(tokens)}
+
+    def read(start: int, stop: int) -> Dense:
+        theta = base.rows(name, start, stop).float()
+        aligned = theta.clone()
+        for token in range(start, stop):
+            if token in place:
+                aligned[token - start] = values[place[token]].float()
+        return Dense.between(theta, aligned)
+
+    return Lazy(shape, torch.float32, read)
+
+
+def _dora(
+    base: Weights, name: str, before: Delta | None, delta: LowRank, magnitude: torch.Tensor
+) -> Lazy:
+    """theta' = m (theta + B A) / |theta + B A|, the norm that of each row (Liu et al. 2024).
+
+    Args:
+        before: what the adapter changes of theta first.
+    """
     lengths = magnitude.float().reshape(-1)
     if not all_finite(lengths):
         raise AlignvecError(f"the magnitudes of {name} hold NaN or infinity")
@@ -116,60 +289,12 @@ def _dora(base: Weights, name: str, delta: LowRank, magnitude: torch.Tensor) -> 
     def read(start: int, stop: int) -> Dense:
         theta = base.rows(name, start, stop).float()
         moved = theta + delta.part(start, stop).dense()
+        if before is not None:
+            moved += before.part(start, stop).dense()
         scale = lengths[start:stop] / torch.linalg.norm(moved, dim=1)
         return Dense.between(theta, scale[:, None] * moved)
 
     return Lazy(base.shape(name), torch.float32, read)
-
-
-class _Scaling:
-    """PEFT's factor on B A: alpha / r, or alpha / sqrt(r) for rsLoRA; patterns name modules."""
-
-    def __init__(self, config: _AdapterConfig) -> None:
-        self.config = config
-        self._ranks = _compiled(config.rank_pattern)
-        self._alphas = _compiled(config.alpha_pattern)
-        self._until = time.monotonic() + _PATIENCE
-
-    def of(self, module: str) -> float:
-        rank = self._first(self._ranks, module, self.config.r)
-        alpha = self._first(self._alphas, module, self.config.lora_alpha)
-        return float(alpha / (math.sqrt(rank) if self.config.use_rslora else rank))
-
-    def _first(self, patterns: _Patterns, module: str, default: float) -> float:
-        """The value of the first pattern that fits. It may be one that backtracks for ever."""
-        for pattern, value in patterns:
-            left = self._until - time.monotonic()
-            try:
-                if left <= 0:
-                    raise TimeoutError
-                if pattern.fullmatch(module, timeout=left):
-                    return value
-            except TimeoutError:
-                raise AlignvecError(
-                    f"adapter_config.json: its patterns take too long, at {pattern.pattern}"
-                ) from None
-        return default
-
-
-def _compiled(patterns: Mapping[str, float] | None) -> _Patterns:
-    """Expressions of Python's `re`, as PEFT reads them, for an engine that knows a timeout.
-
-    That engine unrolls counted repeats, so a few characters might ask for all memory.
-    """
-    found = []
-    for pattern, value in (patterns or {}).items():
-        repeats = re.findall(r"\{(\d*),?(\d*)\}", pattern[:_UNROLLED])
-        if len(pattern) * prod(int(most or least or 1) or 1 for least, most in repeats) > _UNROLLED:
-            raise AlignvecError(f"adapter_config.json: pattern '{pattern}' is too large")
-        try:
-            text = re.compile(rf"(.*\.)?({pattern})").pattern
-            found.append((regex.compile(text), value))
-        except (re.error, regex.error, RecursionError, OverflowError) as error:
-            raise AlignvecError(
-                f"adapter_config.json: pattern '{pattern}': {one_line(error)}"
-            ) from None
-    return found
 
 
 def write_adapter(

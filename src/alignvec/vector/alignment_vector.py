@@ -6,10 +6,14 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from alignvec.base.identity import BaseId
+from alignvec.base.seen import seen_by_all
 from alignvec.base.weights import Weights
 from alignvec.errors import AlignvecError
 from alignvec.vector.delta import Delta
@@ -19,14 +23,15 @@ from alignvec.vector.model_delta import ModelDelta
 from alignvec.vector.store import load, save
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AlignmentVector(ModelDelta):
     """The weights of an aligned model minus those of its base (the paper's tau, section 3).
 
-    Vectors of one base form a vector space: `0.7 * medical - 0.3 * legal`. What comes from a folder
-    stays there until it is used, sums and multiples too, so a vector may be larger than memory:
-    `save_pretrained` streams it through. `in_memory` cuts the tie to the folder.
+    Vectors of one base form a vector space: `0.7 * medical - 0.3 * legal`, `sum(vectors) / 3`. What
+    comes from a folder stays there until it is used, sums and multiples too, so a vector may be
+    larger than memory: `save_pretrained` streams it through. `in_memory` cuts the tie.
 
+    Two are equal (`==`) if they change the same base by the same values, which are read for that.
     It has the attributes of a `ModelDelta`.
     """
 
@@ -44,8 +49,8 @@ class AlignmentVector(ModelDelta):
             base: folder, hub id, "embedded", GGUF file or loaded model.
             aligned: the same, or the folder of a LoRA adapter trained on the base; an adapter gives
                 a `low_rank` vector, anything else a `full` one.
-            allow_missing: patterns (as of a shell) of tensors that may be on one side only; they
-                are left out.
+            allow_missing: patterns (as of a shell) of tensors that may be on one side only, or of
+                another shape there; they are left out.
 
         Raises:
             AlignvecError: one of them cannot be read, they differ in architecture or vocabulary
@@ -105,29 +110,58 @@ class AlignmentVector(ModelDelta):
         return self.dot(other) / length if length else math.nan
 
     def __mul__(self, scale: float) -> AlignmentVector:
-        if not isinstance(scale, int | float):
+        by = _number(scale)
+        if by is None:
             return NotImplemented
-        if not math.isfinite(scale):
-            raise AlignvecError(f"a vector cannot be scaled by {scale}")
-        deltas = {name: delta * scale for name, delta in self.deltas.items()} if scale else {}
-        return self._derived(deltas, f"{scale:g} {self.name}")
+        if not math.isfinite(by):
+            raise AlignvecError(f"a vector cannot be scaled by {by}")
+        deltas = {name: delta * by for name, delta in self.deltas.items()} if by else {}
+        return self._derived(deltas, f"{by:g} {self.name}")
 
     __rmul__ = __mul__
+
+    def __truediv__(self, by: float) -> AlignmentVector:
+        divisor = _number(by)
+        if divisor is None:
+            return NotImplemented
+        if not divisor or not math.isfinite(divisor) or not math.isfinite(1 / divisor):
+            raise AlignvecError(f"a vector cannot be divided by {divisor:g}")
+        return self * (1 / divisor)
 
     def __neg__(self) -> AlignmentVector:
         return self * -1.0
 
-    def __add__(self, other: AlignmentVector) -> AlignmentVector:
+    def __pos__(self) -> AlignmentVector:
+        return self
+
+    def __add__(self, other: AlignmentVector | float) -> AlignmentVector:
+        """The sum; with the number 0, with which `sum(vectors)` begins, the vector itself."""
         if not isinstance(other, AlignmentVector):
-            return NotImplemented
+            return self if _number(other) == 0 else NotImplemented
         self._same_base(other)
         deltas = dict(self.deltas)
         for name, delta in other.deltas.items():
             deltas[name] = deltas[name] + delta if name in deltas else delta
-        return self._derived(deltas, f"{self.name} + {other.name}")
+        return self._derived(deltas, f"{self.name} + {other.name}", other)
 
-    def __sub__(self, other: AlignmentVector) -> AlignmentVector:
+    def __radd__(self, other: float) -> AlignmentVector:
+        return self + other
+
+    def __sub__(self, other: AlignmentVector | float) -> AlignmentVector:
         return self + -other
+
+    def __rsub__(self, other: float) -> AlignmentVector:
+        return -self + other
+
+    def __eq__(self, other: object) -> bool:
+        if self is other or not isinstance(other, AlignmentVector):
+            return self is other or NotImplemented
+        alike = hash(self) == hash(other) and self.base.same_as(other.base)
+        return alike and self.fingerprint() == other.fingerprint()
+
+    def __hash__(self) -> int:
+        """Of the base and the names, for which nothing is read."""
+        return hash((self.base.fingerprint, frozenset(self.deltas)))
 
     def __repr__(self) -> str:
         return (
@@ -135,13 +169,16 @@ class AlignmentVector(ModelDelta):
             f"base={self.base.id!r})"
         )
 
-    def _derived(self, deltas: Mapping[str, Delta], formula: str) -> AlignmentVector:
+    def _derived(
+        self, deltas: Mapping[str, Delta], formula: str, *others: AlignmentVector
+    ) -> AlignmentVector:
+        training = {"formula": formula} | seen_by_all(v.training for v in (self, *others))
         return dataclasses.replace(
-            self, deltas=deltas, name=formula, training={"formula": formula}, calibration=None
+            self, deltas=deltas, name=formula, training=training, calibration=None
         )
 
     def _same_base(self, other: AlignmentVector) -> None:
-        if self.base.fingerprint != other.base.fingerprint:
+        if not self.base.same_as(other.base):
             raise AlignvecError(
                 f"'{self.name}' and '{other.name}' are vectors of different bases "
                 f"({self.base.id} and {other.base.id})"
@@ -154,8 +191,12 @@ class AlignmentVector(ModelDelta):
                     f"'{other.name}'"
                 )
 
-    def check_base(self, weights: Weights, what: str, fingerprints: bool = True) -> None:
-        """Refuse a base that is not the vector's own.
+    def on(self, base: BaseId) -> AlignmentVector:
+        """The vector as it is on a base: on any but its own nothing that was measured holds."""
+        return self if self.base.same_as(base) else dataclasses.replace(self, calibration=None)
+
+    def fitted(self, weights: Weights, what: str, fingerprints: bool = True) -> AlignmentVector:
+        """The vector by the names of `weights`; a base that is not its own is refused.
 
         Args:
             weights: of the base at hand.
@@ -166,17 +207,35 @@ class AlignmentVector(ModelDelta):
         Raises:
             AlignvecError: a tensor is missing or of another shape, or the fingerprints differ.
         """
+        names = weights.names(self.deltas)
         for name, delta in self.deltas.items():
-            if name not in weights:
+            known = names.get(name, name)
+            if known not in weights and known not in weights.tied:
                 raise AlignvecError(f"'{self.name}' changes {name}, which {what} does not have")
-            if weights.shape(name) != tuple(delta.shape):
+            if weights.shape(known) != tuple(delta.shape):
                 raise AlignvecError(
                     f"'{self.name}' changes {name} of shape {tuple(delta.shape)}; in {what} it is "
-                    f"{weights.shape(name)}"
+                    f"{weights.shape(known)}"
                 )
-        if fingerprints and weights.fingerprint != self.base.fingerprint:
+        if fingerprints and not self.base.is_of(weights):
             raise AlignvecError(
                 f"'{self.name}' belongs to another base ({self.base.id}), not to {what}: the "
                 "fingerprints differ; to use it there all the same pass --any-base "
                 "(check_base=False)"
             )
+        if all(names.get(name, name) == name for name in self.deltas):
+            return self
+        deltas = {names.get(name, name): delta for name, delta in self.deltas.items()}
+        return dataclasses.replace(self, deltas=deltas)
+
+
+def _number(value: object) -> float | None:
+    """A real number, of numpy and torch, too, as a float; None of anything else."""
+    if isinstance(value, torch.Tensor | np.generic | np.ndarray) and value.ndim == 0:
+        value = value.item()
+    if not isinstance(value, Real):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf

@@ -246,21 +246,26 @@ class Lazy(Delta):
 
     Attributes:
         read: (start, stop) -> those rows.
+        origin: what its values follow from: words, weights and other deltas. Empty where that is
+            not known.
     """
 
     size: tuple[int, ...]
     stored: torch.dtype
     read: Callable[[int, int], Dense | LowRank]
+    origin: tuple[str | Weights | Delta, ...] = ()
 
     @classmethod
-    def between(cls, base: Weights, aligned: Weights, name: str) -> Lazy:
+    def between(cls, base: Weights, base_name: str, aligned: Weights, name: str) -> Lazy:
         """aligned - base of one weight, read from both when asked for."""
 
         def read(start: int, stop: int) -> Dense:
             theirs = aligned.rows(name, start, stop)
-            return Dense.between(base.rows(name, start, stop).to(theirs.device), theirs)
+            return Dense.between(base.rows(base_name, start, stop).to(theirs.device), theirs)
 
-        return cls(base.shape(name), torch.float32, read)
+        return cls(
+            base.shape(base_name), torch.float32, read, (aligned, name, "-", base, base_name)
+        )
 
     @property
     def shape(self) -> torch.Size:
@@ -280,7 +285,10 @@ class Lazy(Delta):
         return whole
 
     def __mul__(self, scale: float) -> Lazy:
-        return Lazy(self.size, self.stored, lambda start, stop: self.read(start, stop) * scale)
+        def read(start: int, stop: int) -> Dense | LowRank:
+            return self.read(start, stop) * scale
+
+        return Lazy(self.size, self.stored, read, (self, f"* {scale!r}"))
 
     def __add__(self, other: Delta) -> Lazy:
         def read(start: int, stop: int) -> Dense | LowRank:
@@ -288,7 +296,7 @@ class Lazy(Delta):
             assert isinstance(total, Dense | LowRank)
             return total
 
-        return Lazy(self.size, torch.float32, read)
+        return Lazy(self.size, torch.float32, read, (self, "+", other))
 
 
 def part_of_sparse(sparse: torch.Tensor | None, start: int, stop: int) -> torch.Tensor | None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from alignvec.base.model_weights import ModelWeights
+from alignvec.base.source import find_base
 from alignvec.errors import AlignvecError, check_known
 from alignvec.files import atomic_folder, check_free
 from alignvec.vector.adapter import write_adapter
+from alignvec.vector.adapter_config import NEVER_ASKED
 from alignvec.vector.alignment_vector import AlignmentVector
 from alignvec.vector.delta import LowRank
+from alignvec.vector.experts import completed, of_experts
 from alignvec.vector.gguf import write_gguf
 
 FORMATS = ("peft", "gguf")
@@ -25,7 +29,7 @@ def export(
 
     Args:
         form: "peft" (a folder) or "gguf" (a file).
-        base: for gguf, where the base's config is; by default the base that the vector names.
+        base: the vector's base, for gguf and of experts; by default what the vector names.
 
     Raises:
         AlignvecError: an unknown format, a vector that is not wholly low-rank, or an architecture
@@ -44,7 +48,37 @@ def export(
     if not factored:
         raise AlignvecError("the vector is empty; there is no adapter to write")
     if form == "gguf":
-        return write_gguf(vector, factored, out, base, overwrite)
+        return write_gguf(vector, factored, out, _base_of(vector, base), overwrite)
+    if of_experts(factored) and (known := _base_of(vector, base).architecture) is not None:
+        factored = completed(known, factored)
+    read_past = [name for name in factored if name.endswith(f"{NEVER_ASKED}.weight")]
+    if read_past and (known := _base_of(vector, base).architecture) is not None:
+        for name in read_past:
+            if known.reads_past(name.removesuffix(".weight")):
+                raise AlignvecError(
+                    f"{name} is read by the model without calling its layer, so that PEFT's "
+                    "factors would do nothing there; fold the vector"
+                )
     with atomic_folder(out, overwrite) as partial:
         write_adapter(partial, vector.base.id, factored, vector.dtype)
     return out
+
+
+def _base_of(vector: AlignmentVector, base: str | None) -> ModelWeights:
+    """The vector's own base: a folder of that name may be another one.
+
+    Raises:
+        AlignvecError: it is not there, or what is there is another model.
+    """
+    given = base or vector.base.id
+    option = "" if base else "; give the vector's base with --base"
+    try:
+        weights = ModelWeights(find_base(given))
+    except AlignvecError as error:
+        raise AlignvecError(f"{error}{option}") from None
+    if not vector.base.is_of(weights):
+        raise AlignvecError(
+            f"{given} is not the base of '{vector.name}' ({vector.base.id}): the fingerprints "
+            f"differ{option or '; give its own with --base'}"
+        )
+    return weights

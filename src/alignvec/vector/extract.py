@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
-from alignvec.base.identity import base_id
+from alignvec.base.checkpoint import RECORD
+from alignvec.base.identity import BaseId, base_id
 from alignvec.base.live import open_weights
-from alignvec.base.source import base_name
+from alignvec.base.model_weights import ModelWeights
+from alignvec.base.source import base_name, is_adapter
 from alignvec.base.weights import Weights
 from alignvec.errors import AlignvecError
 from alignvec.files import read_object
@@ -31,27 +33,38 @@ def extract(
     allow_missing: Sequence[str],
 ) -> ModelDelta:
     """See `AlignmentVector.extract`."""
-    # transformers takes longer to import than all else, and an architecture is asked for only here.
-    from alignvec.base.conv1d import transposed_weights
-
     training: dict[str, Any] = {}
     if isinstance(aligned, str | Path):
+        folder = Path(aligned).expanduser()
         name = name or base_name(str(aligned))
-        record = Path(aligned) / "training.json"
+        record = folder / RECORD
         training = read_object(record) if record.exists() else {}
     base_weights = open_weights(base)
-    if isinstance(aligned, str | Path) and (Path(aligned) / "adapter_config.json").exists():
-        deltas = read_adapter(Path(aligned), base_weights)
+    known = base_id(base, base_weights)
+    own = BaseId(
+        known.id,
+        str(training.get("base_fingerprint", known.fingerprint)),
+        str(training.get("base_detail", "")),
+    )
+    if isinstance(base, str | Path) and not own.same_as(known):
+        raise AlignvecError(
+            f"{aligned} was trained on another base ({training.get('base')}), not on {known.id}; "
+            "extract it on its own, the vector goes on others with --any-base"
+        )
+    if isinstance(aligned, str | Path) and is_adapter(folder):
+        deltas = read_adapter(folder, base_weights)
     else:
-        deltas = _subtract(base_weights, open_weights(aligned), allow_missing)
+        aligned_weights = open_weights(aligned)
+        deltas = _subtract(base_weights, aligned_weights, allow_missing)
+        _tell_unread(base_weights, aligned_weights)
     calibration = training.pop("calibration", None)  # a line has its levels from training
     found = ModelDelta(
         deltas,
-        base_id(base),
+        known,
         name or "alignment vector",
         training,
         calibration,
-        transposed_weights(base, deltas),
+        (base_weights.transposed or frozenset()) & deltas.keys(),
     )
     if not deltas:
         logger.warning("the two models are equal: a vector that changes nothing")
@@ -61,7 +74,7 @@ def extract(
 
 def bank_knobs(aligned: str | Path) -> list[str]:
     """The knobs of a bank, which has an adapter of each in a folder; none of anything else."""
-    folder = Path(aligned)
+    folder = Path(aligned).expanduser()
     if any((folder / file).exists() for file in ("adapter_config.json", "config.json")):
         return []
     return sorted(file.parent.name for file in folder.glob("*/adapter_config.json"))
@@ -73,16 +86,39 @@ def _subtract(base: Weights, aligned: Weights, allow_missing: Sequence[str]) -> 
     deltas: dict[str, Delta] = {}
     with progress("comparing", "B", sum(base.nbytes(name) for name in names)) as bar:
         for name in names:
-            if _differs(base, aligned, name):
-                deltas[name] = Lazy.between(base, aligned, name)
+            # A head that the base ties moves with its embedding: its own change is what is left.
+            before = (aligned, base.tied[name]) if name in base.tied else (base, name)
+            if _differs(*before, aligned, name):
+                deltas[name] = Lazy.between(*before, aligned, name)
             bar.update(base.nbytes(name))
     return deltas
 
 
-def _differs(base: Weights, aligned: Weights, name: str) -> bool:
-    for start, stop in parts(base.shape(name)):
+def _tell_unread(base: Weights, aligned: Weights) -> None:
+    """Say what the files hold, not both the same, that is in no part of the loaded model."""
+    if not (isinstance(base, ModelWeights) and isinstance(aligned, ModelWeights)):
+        return
+    ours, theirs = base.stored, aligned.stored
+    names = [
+        name
+        for name in sorted(base.beside | aligned.beside)
+        if name not in ours
+        or name not in theirs
+        or ours.shape(name) != theirs.shape(name)
+        or _differs(ours, name, theirs, name)
+    ]
+    if names:
+        logger.warning(
+            "transformers does not load these, so they are left out: %s%s",
+            names[0],
+            f" and {len(names) - 1} more" if names[1:] else "",
+        )
+
+
+def _differs(base: Weights, base_name: str, aligned: Weights, name: str) -> bool:
+    for start, stop in parts(base.shape(base_name)):
         theirs = aligned.rows(name, start, stop)
-        ours = base.rows(name, start, stop).to(theirs.device)
+        ours = base.rows(base_name, start, stop).to(theirs.device)
         # Floats of 8 bits know no comparison.
         same = ours.dtype.itemsize > 1 and torch.equal(ours, theirs)
         if not same and not torch.equal(ours.float(), theirs.float()):
@@ -92,21 +128,27 @@ def _differs(base: Weights, aligned: Weights, name: str) -> bool:
 
 def _common_tensors(base: Weights, aligned: Weights, allow_missing: Sequence[str]) -> list[str]:
     """Names on both sides, checked before any work: presence, kind of number, shape."""
+
+    def allowed(name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in allow_missing)
+
     for present, absent, where in ((base, aligned, "aligned"), (aligned, base, "base")):
         for name in present:
-            if name in absent or any(fnmatchcase(name, pattern) for pattern in allow_missing):
+            if name in absent or name in absent.tied or allowed(name):
                 continue
             raise AlignvecError(
                 f"base and aligned model differ in architecture: {name} is missing in the "
                 f"{where} model (--allow-missing '{name}' leaves it out)"
             )
-    names = [name for name in base if name in aligned]
+    # In the order of the base; what only one of the two ties is compared as well.
+    names = [*base, *(name for name in base.tied if name in aligned)]
+    names = [name for name in names if name in aligned or name in aligned.tied]
+    other = [name for name in names if base.shape(name) != aligned.shape(name)]
+    for name in other:
+        if not allowed(name):
+            raise AlignvecError(_other_shape(base, aligned, name, other))
+    names = [name for name in names if name not in other]
     for name in names:
-        if base.shape(name) != aligned.shape(name):
-            raise AlignvecError(
-                f"base and aligned model differ in shape: {name} is {base.shape(name)} in "
-                f"the base and {aligned.shape(name)} in the aligned model"
-            )
         floating = [weights.dtype(name).is_floating_point for weights in (base, aligned)]
         if floating[0] != floating[1]:
             raise AlignvecError(
@@ -114,3 +156,16 @@ def _common_tensors(base: Weights, aligned: Weights, allow_missing: Sequence[str
                 f"base and {aligned.dtype(name)} in the aligned model; is one of them quantised?"
             )
     return [name for name in names if base.dtype(name).is_floating_point]
+
+
+def _other_shape(base: Weights, aligned: Weights, name: str, other: list[str]) -> str:
+    ours, theirs = base.shape(name), aligned.shape(name)
+    shapes = f"differ in shape: {name} is {ours} in the base and {theirs} in the aligned model"
+    if ours[1:] != theirs[1:] or not all(one.endswith((".weight", ".bias")) for one in other):
+        return f"base and aligned model {shapes}"
+    # Rows were added or taken away: tokens.
+    options = " ".join(f"--allow-missing '{one}'" for one in other)
+    return (
+        f"base and aligned model {shapes}; if it is the vocabulary that is another, {options} "
+        "leaves it out"
+    )

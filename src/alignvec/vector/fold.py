@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from alignvec.base.checkpoint import CheckpointWeights
+from alignvec.base.checkpoint import copy_config
 from alignvec.base.dtypes import parse_dtype
+from alignvec.base.model_weights import ModelWeights
 from alignvec.base.source import base_name, find_base
 from alignvec.base.weights import Weights
+from alignvec.base.wrappers import unwrapped
 from alignvec.files import atomic_folder, read_object, write_text
 from alignvec.vector.alignment_vector import AlignmentVector
 from alignvec.vector.delta import Weighted, folded
@@ -21,8 +22,6 @@ from alignvec.vector.merge import TASK_ARITHMETIC, Merge
 from alignvec.vector.stream import Output, work_key, write_tensors
 
 WeightedVectors = Sequence[tuple[AlignmentVector, float]]
-# What makes a folder of weights a model; code (.py) is never taken along.
-_CONFIG_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "LICENSE*")
 
 
 def fold(
@@ -52,62 +51,91 @@ def fold(
     """
     chosen = parse_dtype(dtype)
     folder = find_base(str(base))
-    weights = CheckpointWeights(folder)
-    for vector, _ in weighted:
-        vector.check_base(weights, base_name(str(base)), check_base)
-    outputs = {name: _output(weights, name, weighted, chosen, merge) for name in weights}
+    weights = ModelWeights(folder)
+    fitting = [
+        (vector.fitted(weights, base_name(str(base)), check_base), strength)
+        for vector, strength in weighted
+    ]
+    changes: dict[str, object] = {}
+    if chosen is not None:
+        changes["dtype"] = str(chosen).removeprefix("torch.")
+    # What to write -> where it is in the files, and the weight's name.
+    names: dict[str, tuple[str | None, str]] = {
+        unwrapped(key): (key, name) for key, name in weights.name_of.items()
+    }
+    if apart := _untied(weights, fitting):
+        changes["tie_word_embeddings"] = False
+        there = {name for _, name in names.values()}
+        names |= {name: (None, name) for name in apart if name not in there}
+    outputs = {
+        key: _output(weights, source, name, fitting, chosen, merge)
+        for key, (source, name) in names.items()
+    }
     key = work_key(
-        weights.fingerprint,
+        weights.state,
         str(chosen),
-        [(vector.fingerprint(), by) for vector, by in weighted],
+        [(vector.origin(), by) for vector, by in fitting],
         asdict(merge),
     )
     with atomic_folder(out, overwrite, key) as partial:
         write_tensors(partial, outputs, "folding")
-        _copy_config(folder, partial)
-        if chosen is not None:
-            _set_config_dtype(partial / "config.json", chosen)
+        copy_config(folder, partial)
+        _change_config(partial / "config.json", changes)
     return out
 
 
-def deltas_of(name: str, weighted: WeightedVectors) -> Weighted:
-    """The deltas of one weight with their strengths; a strength of zero leaves its vector out."""
+def deltas_of(name: str, weighted: WeightedVectors, tied: Mapping[str, str]) -> Weighted:
+    """The deltas of one weight with their strengths; a strength of zero leaves its vector out.
+
+    Args:
+        tied: see `Weights`. A tied weight moves with the one that it shares; what a vector has
+            under its own name is on top.
+    """
+    moved = (tied[name], name) if name in tied else (name,)
     return [
-        (vector.deltas[name], strength)
+        (vector.deltas[one], strength)
         for vector, strength in weighted
-        if strength and name in vector.deltas
+        for one in moved
+        if strength and one in vector.deltas
     ]
 
 
+def _untied(weights: Weights, weighted: WeightedVectors) -> set[str]:
+    """The names of tied weights that part, each with the one that it shared."""
+    apart = {
+        name for vector, by in weighted if by for name in vector.deltas if name in weights.tied
+    }
+    return apart | {weights.tied[name] for name in apart}
+
+
 def _output(
-    weights: Weights,
+    weights: ModelWeights,
+    stored: str | None,
     name: str,
     weighted: WeightedVectors,
     dtype: torch.dtype | None,
     merge: Merge,
 ) -> Output:
-    deltas = merge(name, deltas_of(name, weighted))
+    """Args: stored: the weight's name in the files; None of one that they do not have apart."""
+    source, read = (weights, name) if stored is None else (weights.stored, stored)
+    deltas = merge(name, deltas_of(name, weighted, weights.tied))
 
     def rows(start: int, stop: int) -> torch.Tensor:
-        theta = weights.rows(name, start, stop)
+        theta = source.rows(read, start, stop)
         return folded(theta, deltas, start, stop) if deltas else theta
 
-    floating = weights.dtype(name).is_floating_point
-    stored = dtype if dtype is not None and floating else weights.dtype(name)
-    return Output(weights.shape(name), stored, rows)
+    floating = source.dtype(read).is_floating_point
+    kept = dtype if dtype is not None and floating else source.dtype(read)
+    return Output(source.shape(read), kept, rows)
 
 
-def _copy_config(base: Path, out: Path) -> None:
-    for pattern in _CONFIG_FILES:
-        for file in base.glob(pattern):
-            weights_index = file.name.endswith(".index.json")
-            if file.is_file() and not weights_index and not (out / file.name).exists():
-                shutil.copyfile(file, out / file.name)
-
-
-def _set_config_dtype(config_file: Path, dtype: torch.dtype) -> None:
-    if config_file.exists():
-        config = read_object(config_file)
-        key = "dtype" if "dtype" in config else "torch_dtype"
-        config[key] = str(dtype).removeprefix("torch.")
-        write_text(config_file, json.dumps(config, indent=2) + "\n")  # some hold Infinity
+def _change_config(config_file: Path, changes: Mapping[str, object]) -> None:
+    if not config_file.exists():
+        return
+    config = read_object(config_file)
+    changed = {**config, **changes}
+    if "dtype" in changes and "dtype" not in config:
+        changed["torch_dtype"] = changed.pop("dtype")
+    changed.pop("transformers_weights", None)  # the name of a file that is not there
+    if changed != config:
+        write_text(config_file, json.dumps(changed, indent=2) + "\n")  # some hold Infinity

@@ -9,7 +9,7 @@ import gguf
 import torch
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from alignvec.base.source import find_base
+from alignvec.base.model_weights import ModelWeights
 from alignvec.errors import AlignvecError
 from alignvec.files import atomic_file, read_object, validated
 from alignvec.vector.delta import LowRank
@@ -47,26 +47,31 @@ def write_gguf(
     vector: ModelDelta,
     factored: dict[str, LowRank],
     out: Path,
-    base: str | None,
+    weights: ModelWeights,
     overwrite: bool,
 ) -> Path:
     """Write `factored`, the deltas of `vector`, as a LoRA adapter: a GGUF file.
 
     llama.cpp's adapter format has `NAME.lora_a` [r, in] and `NAME.lora_b` [out, r].
 
+    Args:
+        weights: of the vector's base.
+
     Raises:
         AlignvecError: see `export`.
     """
-    file = find_base(base or vector.base.id) / "config.json"
-    config = validated(_Config, read_object(file), file)
-    kind = config.model_type
+    file = weights.folder / "config.json"
+    content = read_object(file)
+    kind = content.get("model_type")
     if kind not in _ARCHITECTURES:
         raise AlignvecError(
             f"gguf adapters are written for {', '.join(_ARCHITECTURES)}; this base is {kind}"
         )
+    config = validated(_Config, content, file)
     named = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(named[_ARCHITECTURES[kind]], config.layers)
     taken: set[str] = set()
+    known = weights.names(factored)
     with atomic_file(out, overwrite) as partial:
         writer = gguf.GGUFWriter(partial, _ARCHITECTURES[kind])
         writer.add_type(gguf.GGUFType.ADAPTER)
@@ -77,7 +82,7 @@ def write_gguf(
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(rank))
         writer.add_string("alignvec.base", json.dumps(vars(vector.base)))
         for name, delta in factored.items():
-            target = names.get_name(name, try_suffixes=(".weight",))
+            target = names.get_name(known.get(name, name), try_suffixes=(".weight",))
             if target is None:
                 raise AlignvecError(f"llama.cpp has no name for {name} in {kind}")
             if target in taken:

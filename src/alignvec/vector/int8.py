@@ -80,4 +80,4 @@ def dequantised(weights: Weights, name: str, where: Path) -> Lazy:
     def read(start: int, stop: int) -> Dense:
         return Dense(weights.rows(name, start, stop) * scales[start:stop, ..., None])
 
-    return Lazy(shape, torch.int8, read)
+    return Lazy(shape, torch.int8, read, (weights,))

@@ -6,7 +6,6 @@ What reading, extracting and writing hand to each other; `AlignmentVector` adds 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -14,9 +13,10 @@ from typing import Any, Self
 import torch
 
 from alignvec.base.identity import BaseId
-from alignvec.base.weights import all_finite, row_count
+from alignvec.base.weights import all_finite
 from alignvec.errors import AlignvecError
 from alignvec.vector.delta import Delta, Dense, LowRank
+from alignvec.vector.identity import content_hash, origin_hash
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,9 @@ class ModelDelta:
         return dataclasses.replace(self, deltas=read)
 
     def fingerprint(self) -> str:
-        """A short hash of what the vector does, for caches and provenance: of 8 rows a tensor."""
-        digest = hashlib.sha256()
-        for name, delta in sorted(self.deltas.items()):
-            digest.update(f"{name}{tuple(delta.shape)}".encode())
-            rows = row_count(delta.shape)
-            for row in range(0, rows, max(1, rows // 8)):
-                digest.update(delta.part(row, row + 1).dense().cpu().numpy().tobytes())
-        return digest.hexdigest()[:32]
+        """A hash of every value, for caches and provenance. Of one on disk it reads all of it."""
+        return content_hash(self.deltas)
+
+    def origin(self) -> str:
+        """A hash of what it is made from; of files that is their state, and nothing is read."""
+        return origin_hash(self.deltas)

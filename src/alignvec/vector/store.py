@@ -25,10 +25,10 @@ from safetensors.torch import save_file
 from alignvec.base.checkpoint import INDEX, CheckpointWeights
 from alignvec.base.dtypes import parse_dtype
 from alignvec.base.identity import BaseId
-from alignvec.base.source import find_base
+from alignvec.base.source import VECTOR_FILE, find_folder
 from alignvec.base.weights import all_finite
 from alignvec.errors import AlignvecError, one_line
-from alignvec.files import atomic_folder, read_object, validated, write_json
+from alignvec.files import atomic_folder, file_state, read_object, validated, write_json
 from alignvec.vector import int8
 from alignvec.vector.adapter import write_adapter
 from alignvec.vector.delta import Delta, Dense, Lazy, LowRank, is_computable, part_of_sparse
@@ -36,7 +36,7 @@ from alignvec.vector.model_delta import ModelDelta
 from alignvec.vector.stream import Output, work_key, write_tensors
 
 FORMAT_VERSION = 2  # the newest that is read; 1 is written unless int8 is in it
-METADATA = "alignment_vector.json"
+METADATA = VECTOR_FILE
 
 
 def _line(text: str) -> str:
@@ -64,6 +64,7 @@ class _Strict(BaseModel):
 class _Base(_Strict):
     id: _Line
     fingerprint: _Line
+    detail: _Line = ""
 
 
 class _Tensor(_Strict):
@@ -115,7 +116,7 @@ def save(
         "calibration": None if vector.calibration is None else dict(vector.calibration),
     }
     metadata = validated(_Metadata, content, f"'{vector.name}' cannot be saved")
-    work = work_key(vector.base.fingerprint, vector.fingerprint(), str(chosen))
+    work = work_key(vector.base.fingerprint, vector.base.detail, vector.origin(), str(chosen))
     with atomic_folder(folder, overwrite, work) as partial:
         if factored:
             write_adapter(partial, vector.base.id, factored, factor_dtype)
@@ -197,7 +198,7 @@ def load(source: str | Path) -> ModelDelta:
         raise AlignvecError(f"{folder}: {extra[0]} is in the weights but not in {METADATA}")
     return ModelDelta(
         deltas,
-        BaseId(metadata.base.id, metadata.base.fingerprint),
+        BaseId(**metadata.base.model_dump()),
         metadata.name,
         metadata.training,
         metadata.calibration,
@@ -237,15 +238,17 @@ def _open_dense(folder: Path, metadata: _Metadata) -> dict[str, Delta]:
         residual = None
         if name in residuals and residuals[name].exists():
             residual = _load_residual(residuals[name], weights.shape(name))
-        deltas[name] = _stored(weights, name, residual)
+        deltas[name] = _stored(weights, name, residual, file_state(residuals.get(name, folder)))
     return deltas
 
 
-def _stored(weights: CheckpointWeights, name: str, residual: torch.Tensor | None) -> Lazy:
+def _stored(
+    weights: CheckpointWeights, name: str, residual: torch.Tensor | None, state: object
+) -> Lazy:
     def read(start: int, stop: int) -> Dense:
         return Dense(weights.rows(name, start, stop), part_of_sparse(residual, start, stop))
 
-    return Lazy(weights.shape(name), weights.dtype(name), read)
+    return Lazy(weights.shape(name), weights.dtype(name), read, (weights, str(state)))
 
 
 def _load_residual(file: Path, shape: tuple[int, ...]) -> torch.Tensor:
@@ -291,4 +294,4 @@ def _find(source: str | Path) -> Path:
         if not path.is_dir():
             raise AlignvecError(f"no alignment vector at '{source}': no such folder")
         return path
-    return find_base(str(source))
+    return find_folder(str(source))

@@ -6,7 +6,6 @@ gets its header and its length at once, and threads fill in the parts in any ord
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from math import prod
 from pathlib import Path
 
@@ -24,8 +24,9 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from alignvec.base.checkpoint import DTYPES, INDEX
 from alignvec.base.weights import all_finite
 from alignvec.errors import AlignvecError
-from alignvec.files import write_json
+from alignvec.files import hash_of, write_json
 from alignvec.progress import progress
+from alignvec.system import bytes_on_disk, flush, write_at
 from alignvec.vector.delta import parts
 
 _JOURNAL = "written.journal"
@@ -98,14 +99,14 @@ def write_tensors(
 
 def work_key(*what: object) -> str:
     """A short name for a piece of work, for `atomic_folder(resume=...)`."""
-    return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:12]
+    return hash_of(version("alignvec"), *what)[:12]
 
 
 def _lay_out(
     folder: Path, outputs: Mapping[str, Output], max_shard_size: str
 ) -> dict[str, tuple[Path, int]]:
     """Make the files at their full length; returns where each tensor starts."""
-    there = sum(512 * file.stat().st_blocks for file in folder.glob("model*.safetensors"))
+    there = sum(bytes_on_disk(file) for file in folder.glob("model*.safetensors"))
     check_space(folder, sum(output.nbytes for output in outputs.values()) - there)
     split = split_state_dict_into_shards_factory(
         dict(outputs),
@@ -216,15 +217,14 @@ def _write_at(descriptor: int, tensor: torch.Tensor, offset: int) -> None:
         return
     view = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
     while len(view):
-        count = os.pwrite(descriptor, view, offset)
+        count = write_at(descriptor, view, offset)
         view, offset = view[count:], offset + count
 
 
 def _note(journal: Path, names: Sequence[str], files: set[Path]) -> None:
     """Data first, then the note: after a power cut the journal must not know more than the disk."""
     for file in files:
-        with file.open("rb") as handle:
-            os.fdatasync(handle.fileno())
+        flush(file, times=False)
     with journal.open("a") as handle:
         handle.write("".join(f"{name}\n" for name in names))
         handle.flush()

@@ -3,15 +3,15 @@
 Raw agreement counts pairs of answers to the same item. Cohen's kappa compares two annotators, also
 with linear and quadratic weights, since levels have an order; Fleiss' kappa compares all of them on
 the items that all rated; Krippendorff's alpha takes whatever was rated. The 95% intervals are from
-a bootstrap over items. What is not defined is None.
+a bootstrap over items, none where no resample differs. What is not defined is None.
 """
 
 from __future__ import annotations
 
-import csv
 import math
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -22,13 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignvec.data.annotation.store import Annotations, annotator_name
-from alignvec.data.records import LEVELS, rows
+from alignvec.data.records import LEVELS
+from alignvec.data.sources import is_table, rows
 from alignvec.errors import AlignvecError
 
 Codes = NDArray[np.int64]  # of each item the index of a level, or -1
 Values = NDArray[np.float64]  # of a measure: on the data, then on each resample
 
 _RESAMPLES = 1000
+_COLUMNS = ("item", "annotator", "level", "intended")
+_WHOLE = re.compile(r"-?[0-9]+\.0+")
 
 
 @dataclass(frozen=True)
@@ -64,25 +67,37 @@ class Ratings:
 
 
 def read_ratings(path: Path, levels: Sequence[str] | None = None) -> Ratings:
-    """Ratings from the file of `alignvec data annotate`, or from a table (CSV or JSON Lines).
+    """Ratings from the file of `alignvec data annotate`, or from a table (CSV, JSON Lines).
 
     Args:
-        path: a table has the columns item, annotator and level, and perhaps intended.
+        path: a table has the columns item, annotator and level, and perhaps intended. They may be
+            numbers, nought among them; rows without anything are passed over.
         levels: from low to high. A file of `annotate` knows its own; those of a table are else
             avoidance, generic, expert.
 
     Raises:
-        AlignvecError: the file is missing or neither; a level is unknown; somebody answers an item
-            twice; there is no answer.
+        AlignvecError: the file is missing or neither; a column or a cell is; a level is unknown;
+            somebody answers an item twice; there is no answer.
     """
-    table = path.suffix in (".csv", ".jsonl")
-    ratings = _from_table(path, levels or LEVELS) if table else _from_annotations(path, levels)
+    ratings = (
+        _from_table(path, levels or LEVELS) if is_table(path) else _from_annotations(path, levels)
+    )
     if not ratings.chosen:
         raise AlignvecError(f"{path} holds no answers yet")
     return ratings
 
 
+def _is_sqlite(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(15) == b"SQLite format 3"
+
+
 def _from_annotations(path: Path, levels: Sequence[str] | None) -> Ratings:
+    if path.is_file() and not _is_sqlite(path):
+        raise AlignvecError(
+            f"{path} is neither a file of `alignvec data annotate` nor a table (.csv, .tsv, "
+            ".jsonl, .json, .parquet)"
+        )
     store = Annotations(path)
     if levels and sorted(levels) != sorted(store.levels):
         raise AlignvecError(f"the levels of {path} are {', '.join(store.levels)}")
@@ -103,42 +118,69 @@ def _from_annotations(path: Path, levels: Sequence[str] | None) -> Ratings:
 def _from_table(path: Path, levels: Sequence[str]) -> Ratings:
     chosen: dict[str, dict[str, str]] = {}
     intended: dict[str, str] = {}
-    for place, row in _table_rows(path):
-        item, annotator, level = (row.get(name) for name in ("item", "annotator", "level"))
-        if not (item and annotator and level):
-            raise AlignvecError(f"{place}: a row has an item, an annotator and a level")
-        item, wanted = str(item), row.get("intended")
-        annotator = annotator_name(str(annotator), place)
+    answered: dict[tuple[str, str], str] = {}
+    count = Counter(name.casefold() for name in levels)
+    named = {low: name for name in levels if count[low := name.casefold()] == 1}
+
+    def known(cell: str) -> str:
+        """The level that a cell names, in whichever case and spacing."""
+        return cell if cell in levels else named.get(" ".join(cell.split()).casefold(), cell)
+
+    for place, row in rows(str(path)):
+        if not isinstance(row, dict):
+            raise AlignvecError(f"{place}: a row is a JSON object")
+        cells = _cells(place, row)
+        if not any(cells.values()):
+            continue
+        for name in _COLUMNS[:3]:
+            if name not in cells:
+                raise AlignvecError(
+                    f"{place}: no column '{name}'; there are: {', '.join(cells)}; a table has a "
+                    "row for each answer, with item, annotator and level"
+                )
+            if not cells[name]:
+                raise AlignvecError(f"{place}: '{name}' is empty; fill it in, or leave the row out")
+        item, level, wanted = (
+            cells["item"], known(cells["level"]), known(cells.get("intended", "")),
+        )  # fmt: skip
+        annotator = annotator_name(cells["annotator"], place)
         for name in (level, wanted or level):
             if name not in levels:
                 raise AlignvecError(
                     f"{place}: '{name}' is no level; name them with --levels, from low to high "
                     f"(now {','.join(levels)})"
                 )
-        if annotator in chosen.setdefault(item, {}):
-            raise AlignvecError(f"{place}: '{annotator}' has answered item '{item}' before")
-        chosen[item][annotator] = level
+        if before := answered.get((item, annotator)):
+            raise AlignvecError(
+                f"{place}: '{annotator}' has answered item '{item}' at {before}; keep one of the "
+                "two rows"
+            )
+        answered[item, annotator] = place
+        chosen.setdefault(item, {})[annotator] = level
         if wanted and intended.setdefault(item, wanted) != wanted:
             raise AlignvecError(f"{place}: item '{item}' had another intended level before")
     return Ratings(levels, chosen, intended)
 
 
-def _table_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    if path.suffix == ".jsonl":
-        for place, row in rows(str(path)):
-            if not isinstance(row, dict):
-                raise AlignvecError(f"{place}: a row is a JSON object")
-            yield place, row
-        return
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            for row in reader:
-                yield f"{path.name}, line {reader.line_num}", row
-    except OSError as error:
-        raise AlignvecError(f"{path} cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise AlignvecError(f"{path} is no readable CSV: {error}") from error
+def _cells(place: str, row: Mapping[str, Any]) -> dict[str, str]:
+    """A row's cells by the names of their columns, in lower case."""
+    found: dict[str, str] = {}
+    for name, value in row.items():
+        column = str(name).strip().lower()
+        if column in found:
+            raise AlignvecError(f"{place}: two columns are called '{column}'; keep one of them")
+        if column in _COLUMNS and isinstance(value, list | dict):
+            raise AlignvecError(f"{place}: '{column}' is neither text nor a number")
+        found[column] = _cell(value)
+    return found
+
+
+def _cell(value: Any) -> str:
+    """As text, empty if there is nothing. A number is the same with and without a point."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    text = str(value).strip()
+    return text.partition(".")[0] if _WHOLE.fullmatch(text) else text
 
 
 def agreement(ratings: Ratings, seed: int = 0) -> dict[str, Any]:
@@ -278,6 +320,7 @@ def _resamples(items: int, seed: int) -> Values:
 def _estimate(values: Values, items: int) -> dict[str, Any]:
     defined = values[np.isfinite(values)]
     value = float(values[0]) if np.isfinite(values[0]) else None
-    known = value is not None and items > 1
+    # Where every resample gives the same, as where all agree, it tells nothing of how far off.
+    known = value is not None and items > 1 and np.ptp(defined) > 0
     interval = np.quantile(defined, (0.025, 0.975)).tolist() if known else None
     return {"value": value, "interval": interval, "items": items}

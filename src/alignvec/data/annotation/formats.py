@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from alignvec.data.annotation.store import Annotations, Answer, annotator_name
 from alignvec.errors import AlignvecError
@@ -47,13 +47,15 @@ def export_items(
     if form == "label-studio":
         config = path.with_name(f"{path.stem}-config.xml")
         check_free(config, overwrite)
-        write_text(config, _label_studio_config(annotations.levels, about))
-        write_json(path, [{"data": {"item": number, **of}} for number, of in texts.items()])
+        tasks = [{"data": {"item": number, **of}} for number, of in texts.items()]
+        write_text(config, _label_studio_config(annotations.levels, about), overwrite)
+        write_json(path, tasks, overwrite)
         return [path, config]
     settings = path.with_name(f"{path.stem}-settings.json")
     check_free(settings, overwrite)
-    write_json(settings, _argilla_settings(annotations.levels, about))
-    write_json(path, [{"id": str(number), "fields": of} for number, of in texts.items()])
+    items = [{"id": str(number), "fields": of} for number, of in texts.items()]
+    write_json(settings, _argilla_settings(annotations.levels, about), overwrite)
+    write_json(path, items, overwrite)
     return [path, settings]
 
 
@@ -61,13 +63,14 @@ def import_answers(annotations: Annotations, form: str, path: Path) -> list[Answ
     """The answers in what a tool exported, all of them checked; they are not added yet.
 
     Raises:
-        AlignvecError: the file is not of this form, or has an item or a level that is not ours.
+        AlignvecError: the file is not of this form, has an item or a level that is not ours, or
+            two answers of one annotator to an item.
     """
     found = read_json(path)
     if not isinstance(found, list):
         raise AlignvecError(f"{path} is no export of {form}: it holds no list")
     read = _from_label_studio if form == "label-studio" else _from_argilla
-    answers = []
+    answers: dict[tuple[int, str], Answer] = {}
     for number, entry in enumerate(found, start=1):
         where = f"{path.name}, entry {number}"
         for answer, response in read(entry, where):
@@ -76,8 +79,13 @@ def import_answers(annotations: Annotations, form: str, path: Path) -> list[Answ
                 raise AlignvecError(f"{where}: this is no item of {annotations.path}")
             if answer.level not in annotations.levels:
                 raise AlignvecError(f"{where}: '{answer.level}' is no level here")
-            answers.append(answer)
-    return answers
+            before = answers.setdefault((answer.item, answer.annotator), answer)
+            if before.level != answer.level:
+                raise AlignvecError(
+                    f"{where}: '{answer.annotator}' says '{before.level}' and '{answer.level}' of "
+                    f"item {answer.item}; delete one of the two"
+                )
+    return [*answers.values()]
 
 
 def _label_studio_config(levels: list[str], about: Mapping[str, str]) -> str:
@@ -126,7 +134,12 @@ class _Data(BaseModel):
 
 
 class _User(BaseModel):
-    email: str
+    """Label Studio writes an annotator with names and address, or by number alone."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
+    email: str | None = None
+    id: str | None = None
 
 
 class _Value(BaseModel):
@@ -135,14 +148,19 @@ class _Value(BaseModel):
 
 
 class _Result(BaseModel):
-    from_name: str
-    value: _Value
+    from_name: str = ""  # of a relation: it is between two others
+    value: _Value = _Value()
 
 
 class _Annotation(BaseModel):
-    completed_by: _User | int | str
+    completed_by: _User
     result: list[_Result]
-    was_cancelled: bool = False  # skipped
+    was_cancelled: bool | None = None  # skipped
+
+    @field_validator("completed_by", mode="before")
+    @classmethod
+    def _by_number(cls, by: Any) -> Any:
+        return {"id": by} if isinstance(by, int | str) else by or {}
 
 
 class _Task(BaseModel):
@@ -162,11 +180,17 @@ def _from_label_studio(entry: Any, where: str) -> Iterator[tuple[Answer, str]]:
         by = annotation.completed_by
         answer = Answer(
             item=task.data.item,
-            annotator=annotator_name(by.email if isinstance(by, _User) else str(by), where),
+            annotator=_annotator(by.email or by.id, "completed_by", where),
             level=level[0],
             note=note if isinstance(note, str) else "\n".join(note),
         )
         yield answer, task.data.response
+
+
+def _annotator(name: str | None, field: str, where: str) -> str:
+    if not (name or "").strip():
+        raise AlignvecError(f"{where}: '{field}' is empty: an answer needs an annotator")
+    return annotator_name(str(name), where)
 
 
 class _Fields(BaseModel):
@@ -174,9 +198,11 @@ class _Fields(BaseModel):
 
 
 class _Response(BaseModel):
-    value: str
-    user_id: str
-    status: str = "submitted"  # or draft, or discarded
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
+    value: str | None = None  # of a draft
+    user_id: str | None = None
+    status: str | None = None  # submitted, draft or discarded
 
 
 class _Record(BaseModel):
@@ -184,18 +210,19 @@ class _Record(BaseModel):
 
     id: int
     fields: _Fields
-    responses: dict[str, list[_Response]] = {}
+    responses: dict[str, list[_Response] | None] | None = None
 
 
 def _from_argilla(entry: Any, where: str) -> Iterator[tuple[Answer, str]]:
     record = validated(_Record, entry, where)
-    notes = {note.user_id: note.value for note in record.responses.get("note", [])}
-    for said in record.responses.get("level", []):
-        if said.status == "submitted":
+    responses = record.responses or {}
+    notes = {note.user_id: note.value for note in responses.get("note") or []}
+    for said in responses.get("level") or []:
+        if said.status in (None, "submitted") and said.value:
             answer = Answer(
                 item=record.id,
-                annotator=annotator_name(said.user_id, where),
+                annotator=_annotator(said.user_id, "user_id", where),
                 level=said.value,
-                note=notes.get(said.user_id, ""),
+                note=notes.get(said.user_id) or "",
             )
             yield answer, record.fields.response

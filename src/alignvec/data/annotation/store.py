@@ -11,18 +11,19 @@ import random
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import chain, zip_longest
 from pathlib import Path
 
 from sqlalchemy import URL, Connection
 from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.orm import registry
 from sqlalchemy.pool import NullPool
 from sqlmodel import Field, Session, SQLModel, create_engine, select
 
+from alignvec.base.messages import as_text
 from alignvec.data.records import Record
 from alignvec.errors import AlignvecError
 
@@ -40,6 +41,7 @@ class Item(_Table, table=True):
     Attributes:
         level: what it was written at.
         rank: of that level, from low to high.
+        query: what is answered: of a conversation all that was said before.
     """
 
     id: int | None = Field(default=None, primary_key=True)
@@ -85,20 +87,24 @@ class Annotations:
             url, poolclass=NullPool, connect_args={"timeout": _LOCK_TIMEOUT}
         )
         with self._session() as session:
+            if items and _is_new(session.connection()):
+                session.connection().exec_driver_sql("BEGIN IMMEDIATE")
+                if _is_new(session.connection()):  # two may start at the same time
+                    session.connection().exec_driver_sql(
+                        f"PRAGMA application_id = {_APPLICATION_ID}"
+                    )
+                    _Table.metadata.create_all(session.connection())
+                    session.add_all(items)
+                session.commit()
             connection = session.connection()
-            if items:
-                connection.exec_driver_sql("BEGIN IMMEDIATE")  # two may start at the same time
-            if _is_new(connection) and items:
-                connection.exec_driver_sql(f"PRAGMA application_id = {_APPLICATION_ID}")
-                _Table.metadata.create_all(connection)
-                session.add_all(items)
-            elif connection.exec_driver_sql("PRAGMA application_id").scalar() != _APPLICATION_ID:
+            if connection.exec_driver_sql("PRAGMA application_id").scalar() != _APPLICATION_ID:
                 raise AlignvecError(f"{path} is no file of answers that alignvec wrote")
-            session.commit()
             if items:  # readers and one writer do not wait for each other
-                session.connection().exec_driver_sql("PRAGMA journal_mode = WAL")
+                # SQLite waits for nobody on this; whoever opens the file next does it then.
+                with suppress(OperationalError):
+                    connection.exec_driver_sql("PRAGMA journal_mode = WAL")
             stored = session.exec(select(Item).order_by("id")).all()
-        if items and {_content(item) for item in items} != {_content(item) for item in stored}:
+        if items and not _same(items, stored):
             raise AlignvecError(
                 f"{path} holds answers on other items; go on with the data and the options it "
                 "was made from (or name no data), or choose another file"
@@ -147,8 +153,16 @@ def _is_new(connection: Connection) -> bool:
     return not connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar()
 
 
-def _content(item: Item) -> tuple[str, str, int, str, str]:
-    return item.record, item.level, item.rank, item.query, item.response
+def _same(items: Sequence[Item], stored: Sequence[Item]) -> bool:
+    """Files of alignvec 0.1 hold of a conversation only what was asked last."""
+    new, old = ({_content(item): item.query for item in some} for some in (items, stored))
+    return new.keys() == old.keys() and all(
+        query == new[key] or f"[user] {query}" in new[key] for key, query in old.items()
+    )
+
+
+def _content(item: Item) -> tuple[str, str, int, str]:
+    return item.record, item.level, item.rank, item.response
 
 
 def items_of(records: Iterable[Record], levels: Sequence[str], seed: int = 0) -> list[Item]:
@@ -162,7 +176,7 @@ def items_of(records: Iterable[Record], levels: Sequence[str], seed: int = 0) ->
             record=record.id,
             level=level,
             rank=rank,
-            query=record.query,
+            query=as_text(record.prompt),
             response=record.levels[level],
         )
         for record in records

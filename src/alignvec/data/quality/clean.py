@@ -16,7 +16,6 @@ from alignvec.data.quality.repeats import Repeats
 from alignvec.data.quality.rules import RULES, can_tell_refusals
 from alignvec.data.records import Record
 from alignvec.data.spectrum import Spectrum
-from alignvec.data.splits import split_of
 from alignvec.errors import check_known
 from alignvec.files import atomic_file
 from alignvec.progress import Bar, progress
@@ -29,11 +28,15 @@ class Cleaned:
     """What became of the lines.
 
     Attributes:
+        levels: of each domain.
+        others: of each domain the other fields with text; they are kept and not judged.
         not_checked: of each domain the rules that could not be applied, and why.
         in_order: of each domain the share of neighbouring levels that read in their order.
     """
 
     lines: list[Line]
+    levels: dict[str, list[str]] = field(default_factory=dict)
+    others: dict[str, list[str]] = field(default_factory=dict)
     not_checked: dict[str, dict[str, str]] = field(default_factory=dict)
     in_order: dict[str, float | None] = field(default_factory=dict)
 
@@ -43,6 +46,8 @@ class Cleaned:
             "read": len(self.lines),
             "kept": len(self.lines) - counts.total(),
             "rejected": {rule: counts[rule] for rule in RULES},
+            "levels": self.levels,
+            "others": self.others,
             "not_checked": self.not_checked,
             "levels_in_order": self.in_order,
         }
@@ -108,7 +113,11 @@ def clean(
             line.faults += _faults(record, expected[record.domain], skip)
             bar.update()
         _find_repeats(lines, expected, skip, bar)
-    cleaned = Cleaned(lines)
+    cleaned = Cleaned(lines, {domain: list(one.levels) for domain, one in expected.items()})
+    for domain, names in cleaned.levels.items():
+        found = (name for one in records if one.domain == domain for name in one.levels)
+        if others := [name for name in dict.fromkeys(found) if name not in names]:
+            cleaned.others[domain] = others
     groups = defaultdict[str, list[tuple[Line, Record]]](list)
     for line, record in _faultless(lines):
         groups[record.domain].append((line, record))
@@ -134,7 +143,7 @@ def _find_repeats(
 ) -> None:
     """Of two records alike in two splits the one in train is rejected, else the later one."""
     repeats = Repeats(_usual_count(line.record.persona for line in lines if line.record))
-    good = sorted(_faultless(lines), key=lambda one: _SPLIT_PRIORITY.index(split_of(one[1].id)))
+    good = sorted(_faultless(lines), key=lambda one: _SPLIT_PRIORITY.index(one[1].split))
     for line, record in good:
         names = expected[record.domain].levels
         line.faults += [fault for fault in repeats.of(record, names) if fault[0] not in skip]
@@ -166,6 +175,8 @@ def _inapplicable(expected: Expected) -> dict[str, str]:
     reasons = {}
     if expected.spectrum is None:
         reasons["length"] = "no spectrum"
+    if expected.language is None:
+        reasons["language"] = "the records are short, or in several languages"
     if not can_tell_refusals(expected):
         reasons["refusal"] = "no spectrum" if expected.spectrum is None else "not English"
     return reasons

@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from alignvec.data.records import BUILTIN
+from alignvec.data.sources import BUILTIN
 from alignvec.errors import AlignvecError
 
 _UNKNOWN = """# Data sheet: {name}

@@ -20,6 +20,7 @@ from sklearn.pipeline import make_union
 
 from alignvec.data.quality.expected import Expected
 from alignvec.data.records import Record
+from alignvec.data.words import words
 
 _FEWEST = 30  # records
 _FOLDS = 10
@@ -100,10 +101,12 @@ def level_scores(responses: Sequence[Sequence[str]], declines: Sequence[bool]) -
     """
     records, levels = len(responses), len(declines)
     options: dict[str, Any] = {"sublinear_tf": True, "dtype": np.float32}
-    words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, token_pattern=r"\w+", **options)
+    spoken = TfidfVectorizer(
+        ngram_range=(1, 2), min_df=2, tokenizer=words, token_pattern=None, **options
+    )
     letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), min_df=3, **options)
     texts = [text for record in responses for text in record]
-    features = make_union(words, letters).fit_transform(texts)
+    features = make_union(spoken, letters).fit_transform(texts)
     wanted = np.column_stack([np.arange(levels), np.array(declines, np.float32)])
     ridge = Ridge(_RIDGE_ALPHA, tol=0.01)
     folds = PredefinedSplit(np.repeat(np.arange(records) % _FOLDS, levels))

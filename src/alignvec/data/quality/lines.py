@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from alignvec.data.records import BUILTIN, Record, builtin_levels
+from alignvec.data.records import Record
+from alignvec.data.sources import BUILTIN, builtin_levels, from_json, one_a_line, rows
 from alignvec.errors import AlignvecError
 from alignvec.files import validated
 
@@ -27,7 +29,9 @@ class Line:
 
 
 def read_lines(source: str | Path) -> list[Line]:
-    """The lines of `builtin` or of a JSON Lines file. What is no record breaks the rule `schema`.
+    """The lines of `builtin` or of a file. What is no record breaks the rule `schema`.
+
+    Of JSON Lines these are the lines; of another layout (`rows`) its rows, as JSON.
 
     Raises:
         AlignvecError: there is no such file, or not one record in it.
@@ -40,6 +44,9 @@ def read_lines(source: str | Path) -> list[Line]:
         raise AlignvecError(f"no file '{source}'; give a .jsonl file, or '{BUILTIN}'")
     lines = []
     for file in files:
+        if not one_a_line(file):
+            lines += [_judged(place, fields) for place, fields in rows(str(file))]
+            continue
         with file.open("rb") as content:
             lines += [
                 _parsed(f"{file.name}, line {number}", raw.rstrip(b"\r\n"))
@@ -55,16 +62,23 @@ def read_lines(source: str | Path) -> list[Line]:
 def _parsed(place: str, raw: bytes) -> Line:
     try:
         text = raw.decode("utf-8-sig")
-        fields = json.loads(text)
-        if not isinstance(fields, dict):
-            raise ValueError(f"a record is a JSON object, not {type(fields).__name__}")
-        return Line(place, text, validated(Record, fields, place))
+        return _judged(place, from_json(text), text)
     except UnicodeDecodeError:
         reason = "not UTF-8 text"
     except RecursionError:
         reason = "nested too deep"
     except json.JSONDecodeError as error:
         reason = f"not JSON: {error.msg}"
-    except (ValueError, AlignvecError) as error:
-        reason = str(error).removeprefix(f"{place}: ")
+    except ValueError as error:
+        reason = str(error)
     return Line(place, raw.decode("utf-8", "backslashreplace"), faults=[("schema", reason)])
+
+
+def _judged(place: str, fields: Any, text: str | None = None) -> Line:
+    text = json.dumps(fields, ensure_ascii=False, default=str) if text is None else text
+    if not isinstance(fields, dict):
+        return Line(place, text, faults=[("schema", "a record is a JSON object")])
+    try:
+        return Line(place, text, validated(Record, fields, place))
+    except AlignvecError as error:
+        return Line(place, text, faults=[("schema", str(error).removeprefix(f"{place}: "))])

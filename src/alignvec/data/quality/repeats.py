@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 
+from alignvec.base.messages import as_text
 from alignvec.data.duplicates import ALIKE, NearDuplicates, similarity
 from alignvec.data.records import Record
-from alignvec.data.splits import split_of
 
 
 class Repeats:
@@ -38,7 +38,7 @@ class Repeats:
             elif found := self._texts.near(text):
                 (number, theirs), share = found
                 other_record = self._records[number]
-                ours, split = split_of(record.id), split_of(other_record.id)
+                ours, split = record.split, other_record.split
                 leaks = ours != split and "persona" not in (field, theirs)
                 yield (
                     "leakage" if leaks else _rule(share),
@@ -57,7 +57,7 @@ class Repeats:
 
 
 def _texts(record: Record, levels: Sequence[str]) -> dict[str, str]:
-    texts = {"persona": record.persona, "query": record.query}
+    texts = {"persona": record.persona, "query": as_text(record.prompt)}
     texts |= {level: record.levels[level] for level in levels}
     return {field: text for field, text in texts.items() if text.strip()}
 

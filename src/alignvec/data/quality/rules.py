@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import regex
-from py3langid import classify
 
 from alignvec.data.quality.expected import Expected
+from alignvec.data.quality.language import language_of, whole_language
 from alignvec.data.records import Record
+from alignvec.data.words import JOINED, word_range
 
 Check = Callable[[Record, Expected], str | None]
 _TOLERANCE = 0.1  # writers do not count words well
-_ENOUGH = 80  # letters from which the language of a text is plain
 
 
 def _responses(record: Record, expected: Expected) -> Iterator[tuple[str, str]]:
@@ -41,10 +41,13 @@ def is_whole(record: Record, expected: Expected) -> str | None:
 
 
 def is_in_language(record: Record, expected: Expected) -> str | None:
-    wanted = expected.language
+    if expected.language is None:
+        return None
+    wanted = whole_language(expected.language)
     texts = dict(_texts(record, expected))
     for field, text in {**texts, "all of it": " ".join(texts.values())}.items():
-        if len(text) >= _ENOUGH and (language := classify(text)[0]) != wanted:
+        language = language_of(text)
+        if language and language != wanted:
             return f"'{field}' reads as language '{language}', not '{wanted}'"
     return None
 
@@ -123,7 +126,10 @@ def can_tell_refusals(expected: Expected) -> bool:
     return expected.spectrum is not None and expected.language == "en"
 
 
-_ENDING = regex.compile(r"""[\p{Sentence_Terminal}\p{Emoji_Presentation}][\p{Pe}\p{Pf}"']*\s*$""")
+# Thai and Lao put nothing at the end of a sentence.
+_ENDING = regex.compile(
+    r"""[\p{Sentence_Terminal}\p{Emoji_Presentation}\p{Thai}\p{Lao}][\p{Pe}\p{Pf}"']*\s*$"""
+)
 _TRAILING = regex.compile(r"(?:\.\.|…)\W*$")
 
 
@@ -139,27 +145,36 @@ def is_in_band(record: Record, expected: Expected) -> str | None:
     if expected.spectrum is None:
         return None
     for level, text in _responses(record, expected):
-        words = len(text.split())
+        fewest, longest = word_range(text)
         least, most = expected.spectrum.band(level)
-        if not least * (1 - _TOLERANCE) <= words <= most * (1 + _TOLERANCE):
+        if longest < least * (1 - _TOLERANCE) or fewest > most * (1 + _TOLERANCE):
+            words = f"{fewest}" if fewest == longest else f"{fewest} to {longest}"
             return f"'{level}' has {words} words, not {least} to {most}"
     return None
 
 
 _EMAIL = regex.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
+# A number may touch the letters of a script without spaces: it begins and ends there all the same.
 _PHONE = regex.compile(
-    r"""(?<![\w+.,/-]) (?!\d{5}-\d{4}\b) (?: \+\d{1,3} (?:[\s.-]?\(?\d{1,4}\)?){2,6}
-    | (?:1[-.\s])? (?:\(\d{3}\)\s?|\d{3}[-.]) \d{3}[-.\s]\d{4}
-    | \(?0\d{1,4}\)? [\s-] \d{3,8} (?:[\s-]\d{2,6}){0,3} | 0\d{2,4}/\d{5,8}
-    | 0\d(?:[\s.]\d\d){4} | 0\d{9,10}
-    ) (?![\w%]|[.,]\d)""",
-    regex.VERBOSE,
+    rf"""(?<!{JOINED}|[+.,/-]) (?!\d{{5}}-\d{{4}}\b) (?:
+      \+\d{{1,3}} (?:[\s.-]?\(?\d{{1,4}}\)?){{2,6}}
+    | (?:1[-.\s])? (?:\(\d{{3}}\)\s?|\d{{3}}[-.]) \d{{3}}[-.\s]\d{{4}}
+    | \(?0\d{{1,4}}\)? [\s-] \d{{3,8}} (?:[\s-]\d{{2,6}}){{0,3}} | 0\d{{2,4}}/\d{{5,8}}
+    | 0\d(?:[\s.]\d\d){{4}} | 0\d{{9,10}}
+    ) (?!{JOINED}|%|[.,]\d)""",
+    regex.VERBOSE | regex.V1,
 )
 _FREEPHONE = regex.compile(r"1?8(?:00|33|44|55|66|77|88)|(?:0|44)80[08]")  # of a body, not a person
-_IBAN = regex.compile(r"\b[A-Z]{2}\d\d(?: ?[A-Z\d]{4}){2,7}(?: ?[A-Z\d]{1,3})?\b")
+_IBAN = regex.compile(
+    rf"(?<!{JOINED})[A-Z]{{2}}\d\d(?: ?[A-Z\d]{{4}}){{2,7}}(?: ?[A-Z\d]{{1,3}})?(?!{JOINED})",
+    regex.V1,
+)
 _CARD = regex.compile(r"(?<![\d.,])[2-6]\d{3}(?:[ -]?\d){9,15}(?![\d.,]\d|\d)")
 _SSN = regex.compile(r"(?<![\d-])(?!000|666|9)\d{3}-(?!00)\d\d-(?!0000)\d{4}(?![\d-])")
-_ADDRESS = regex.compile(r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}|[\da-fA-F:]{4,39})(?![\w:]|\.\d)")
+_ADDRESS = regex.compile(
+    rf"(?<!{JOINED}|[.:])(?:\d{{1,3}}(?:\.\d{{1,3}}){{3}}|[\da-fA-F:]{{4,39}})(?!{JOINED}|:|\.\d)",
+    regex.V1,
+)
 
 
 def has_no_personal_data(record: Record, expected: Expected) -> str | None:
@@ -222,7 +237,7 @@ class Rule(NamedTuple):
 
 RULES = {
     "schema": Rule("a JSON object with id, query, every level, and what others have", is_whole),
-    "language": Rule("in the language of the spectrum", is_in_language),
+    "language": Rule("in the spectrum's language, else that of most", is_in_language),
     "meta": Rule("no talk about itself: 'as an AI', 'here is', labels", is_to_the_point),
     "markdown": Rule("plain text, no markdown or HTML", is_plain_text),
     "personal": Rule(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from math import log
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import regex
 import textstat
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
@@ -21,14 +21,15 @@ from alignvec.data.quality.lines import read_lines
 from alignvec.data.quality.rules import is_whole
 from alignvec.data.records import Record
 from alignvec.data.spectrum import Spectrum
-from alignvec.data.splits import SPLITS, split_of
+from alignvec.data.splits import SPLITS
+from alignvec.data.words import JOINED, LONE, lone_letters, word_count, word_range
 from alignvec.errors import AlignvecError
 
 _FOLDS = 5
 _DEPTH = 3  # of the tree that guesses a level from a length
 _HINTS, _GIVES_AWAY = 0.1, 0.5  # of the way from chance to always right
 _NOISE = 3  # standard deviations of guesses by chance
-_WORD = re.compile(r"\w+(?:['’]\w+)*")
+_WORD = regex.compile(rf"{LONE}|{JOINED}+(?:['’]{JOINED}+)*", regex.V1)
 _SAMPLE = 500  # texts whose nearest neighbour is looked for
 
 
@@ -75,7 +76,7 @@ def statistics(
 
 
 def _splits(records: Iterable[Record]) -> dict[str, int]:
-    counts = Counter(split_of(record.id) for record in records)
+    counts = Counter(record.split for record in records)
     return {split: counts[split] for split in SPLITS}
 
 
@@ -98,7 +99,8 @@ def _outside_band(records: Sequence[Record], expected: Expected) -> dict[str, fl
     shares = {}
     for level in expected.levels:
         least, most = expected.spectrum.band(level)
-        within = sum(least <= len(r.levels[level].split()) <= most for r in records)
+        ranges = [word_range(record.levels[level]) for record in records]
+        within = sum(least <= longest and fewest <= most for fewest, longest in ranges)
         shares[level] = 1 - within / len(records)
     return shares
 
@@ -124,8 +126,9 @@ def _texts(texts: Sequence[str]) -> dict[str, Any]:
     words = [_WORD.findall(text.lower()) for text in texts]
     openings = Counter(" ".join(one[:3]) for one in words)
     (opening, count), *_ = openings.most_common(1)
-    lengths = np.array([len(text.split()) for text in texts])
+    lengths = np.array([word_count(text) for text in texts])
     grades = [textstat.automated_readability_index(text) for text in texts]
+    spaced = 2 * sum(map(lone_letters, texts)) < sum(map(len, texts))  # else they mean nothing
     quantiles = {f"p{q}": float(np.percentile(lengths, q)) for q in (5, 25, 50, 75, 95)}
     return {
         "texts": len(texts),
@@ -142,7 +145,10 @@ def _texts(texts: Sequence[str]) -> dict[str, Any]:
         "commonest_opening": opening,
         "commonest_opening_share": count / len(texts),
         "nearest_similarity": _nearest(words),
-        "readability_grade": {"mean": float(np.mean(grades)), "sd": float(np.std(grades))},
+        "readability_grade": {
+            "mean": float(np.mean(grades)) if spaced else None,
+            "sd": float(np.std(grades)) if spaced else None,
+        },
     }
 
 
@@ -175,7 +181,7 @@ def length_check(records: Sequence[Record], levels: Sequence[str]) -> dict[str, 
     result = {"levels": list(levels), "records": len(records), "chance": chance}
     if len(records) < 2 * _FOLDS or len(levels) < 2:
         return {**result, "accuracy": None, "verdict": "not checked: too few records or levels"}
-    words = np.array([[len(r.levels[level].split())] for r in records for level in levels])
+    words = np.array([[word_count(r.levels[level])] for r in records for level in levels])
     wanted = np.tile(np.arange(len(levels)), len(records))
     folds = PredefinedSplit(np.repeat(np.arange(len(records)) % _FOLDS, len(levels)))
     tree = DecisionTreeClassifier(max_depth=_DEPTH, random_state=0)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from alignvec.data.synthesis.prompts import Message
+
+_ANSWERS = 5  # that are paid for and rejected, before a text is given up
+_SEEDS_APART = 1_000_003  # of those; further than there are samples of a text
 
 
 @dataclass(frozen=True)
@@ -13,17 +17,19 @@ class Task:
     """One text to be written.
 
     Attributes:
-        sample: which of several texts for the same messages.
+        sample: which of several texts for the same messages; a writer takes it as its seed.
+        name: for people, as in "q7 expert"; does not change the text.
     """
 
     messages: tuple[tuple[str, str], ...]  # (role, content)
     max_tokens: int
     sample: int = 0
+    name: str = ""
 
     @classmethod
-    def of(cls, messages: list[Message], max_tokens: int, sample: int = 0) -> Task:
+    def of(cls, messages: list[Message], max_tokens: int, sample: int = 0, name: str = "") -> Task:
         turns = tuple((message["role"], message["content"]) for message in messages)
-        return cls(turns, max_tokens, sample)
+        return cls(turns, max_tokens, sample, name)
 
     @property
     def chat(self) -> list[Message]:
@@ -34,24 +40,47 @@ class Task:
         """About so many."""
         return sum(tokens_in(content) for _, content in self.messages)
 
+    def tries(self, temperature: float) -> Iterator[Task]:
+        """The same text under other seeds, itself first: asked for in turn while answers are
+        rejected. A greedy writer would only say the same again.
+        """
+        for number in range(_ANSWERS if temperature > 0 else 1):
+            yield replace(self, sample=self.sample + number * _SEEDS_APART)
+
 
 def tokens_in(text: str) -> int:
-    """About so many tokens: what English text has with most tokenizers."""
-    return len(text) // 4 + 1
+    """About so many tokens: a quarter of the bytes, in English as in Chinese."""
+    return len(text.encode("utf-8", "replace")) // 4 + 1
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What was written, and what it cost."""
+    """What was written, and what it cost.
+
+    Attributes:
+        rejected: why the text is none to use, though it was paid for.
+        estimated: the writer did not count its tokens.
+    """
 
     text: str
     prompt_tokens: int
     completion_tokens: int
     cut_off: bool  # at max_tokens
+    rejected: str = ""
+    estimated: bool = False
+
+    @property
+    def given_up(self) -> bool:
+        """Rejected, and another seed would not help: there was no room for a text."""
+        return bool(self.rejected) and self.cut_off and not self.text
 
 
 class UnwrittenError(Exception):
-    """This one text cannot be had; others can."""
+    """This one text cannot be had now; others can, and it may be had later."""
+
+
+class RefusedError(UnwrittenError):
+    """Nor can it be had later: the writer does not take what it is asked."""
 
 
 class Chat(Protocol):
@@ -68,9 +97,9 @@ class Chat(Protocol):
         """Write one text.
 
         Raises:
-            UnwrittenError: the writer refuses this task.
+            UnwrittenError: see there; nothing was paid for.
             AlignvecError: it will not write anything any more.
         """
 
     async def close(self) -> None:
-        """Let go of connections and threads."""
+        """Let go of connections and threads, those of this event loop; it may be asked again."""

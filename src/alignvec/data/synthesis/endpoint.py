@@ -1,19 +1,42 @@
-"""A writer behind any endpoint that speaks OpenAI's API; its quirks are met here."""
+"""A writer behind any endpoint that speaks OpenAI's API: asks, waits as it is told to, and leaves
+out what a server does not take.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import json
+import contextlib
+import email.utils
+import logging
 import os
+import random
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import openai
 
-from alignvec.data.synthesis.chat import Completion, Task, UnwrittenError, tokens_in
+from alignvec.data.synthesis.address import Address
+from alignvec.data.synthesis.answer import Fault, body_of, completion_of, fault_of
+from alignvec.data.synthesis.chat import Completion, RefusedError, Task, UnwrittenError
 from alignvec.errors import AlignvecError
 
-_TRIES = 5  # at an answer that is no answer; the client itself retries 429, 5xx and timeouts
-_LONGEST_PAUSE = 8.0  # seconds
+logger = logging.getLogger(__name__)
+
+_LONGEST_PAUSE = 8.0  # seconds, where the server names none
+_LONGEST_WAIT = 300.0  # where it does; a quota of a day is not waited for
+_LONGEST_REASON = 200  # characters
+# What some server or other refuses, and what is done instead.
+_INSTEAD = {
+    "max_tokens": "max_completion_tokens is sent in its place",
+    "seed": "left out; a text cannot be had twice",
+    "temperature": "left out; the server's own is used",
+    "system": "its text goes before what the user says",
+}
+_SYSTEM_ROLE = re.compile(r"\bsystem\b.*\brole\b|\brole\b.*\bsystem\b", re.IGNORECASE)
 
 
 class Endpoint:
@@ -30,80 +53,171 @@ class Endpoint:
         """Connect when first asked.
 
         Args:
-            url: up to and with `/v1`; None is OpenAI's own.
+            url: up to and with `/v1`, see `Address`; None is OpenAI's own.
             timeout: seconds that one try may take.
-            retries: at rate limits, server errors, lost connections and timeouts, with pauses that
-                double up to 8 s, or as long as the server says.
+            retries: at rate limits, server errors, unreadable answers, lost connections and
+                timeouts, with pauses that double up to 8 s, or as long as the server says.
 
         Raises:
-            AlignvecError: OpenAI wants a key and there is none.
+            AlignvecError: OpenAI wants a key and there is none; see `Address`.
         """
-
         self.name, self.temperature = model, temperature
-        self._where = url or "OpenAI"
-        try:
-            self._client = openai.AsyncOpenAI(
-                base_url=url,
-                # Local servers take any key, the client insists on one.
-                api_key=os.environ.get("OPENAI_API_KEY") or ("none" if url else None),
-                timeout=timeout,
-                max_retries=retries,
-            )
-        except openai.OpenAIError:
+        self._address = Address(url, os.environ.get("OPENAI_API_KEY") or "")
+        if url is None and not self._address.key:
             raise AlignvecError(
                 "no key for OpenAI: set OPENAI_API_KEY, or give the --endpoint of another server"
-            ) from None
+            )
+        self._timeout, self._retries = timeout, retries
+        self._refused: frozenset[str] = frozenset()  # of `_INSTEAD`
+        self._client: openai.AsyncOpenAI | None = self._connected()
+
+    def _connected(self) -> openai.AsyncOpenAI:
+        address = self._address
+        return openai.AsyncOpenAI(
+            base_url=address.url,
+            api_key=address.key or "none",  # local servers take any, the client insists on one
+            default_headers=address.headers,
+            default_query=address.query,
+            timeout=self._timeout,
+            max_retries=0,  # it does not see the faults that come with a 200
+        )
 
     async def complete(self, task: Task) -> Completion:
-        for attempt in range(_TRIES):
+        refused, attempt = self._refused, 0
+        while True:
             try:
-                return _completion(
-                    task,
-                    await self._client.chat.completions.create(
-                        model=self.name,
-                        messages=task.chat,  # type: ignore[arg-type]
-                        max_tokens=task.max_tokens,
-                        temperature=self.temperature,
-                        seed=task.sample,
-                    ),
-                )
-            except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError,
-                    openai.RateLimitError, openai.APIConnectionError) as error:  # fmt: skip
-                raise AlignvecError(f"{self._where}: {_reason(error)}") from None
-            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                raise UnwrittenError(_reason(error)) from None
-            except openai.APIStatusError as error:  # still a server error after all retries
-                reason = _reason(error)
-            except (openai.APIError, json.JSONDecodeError, UnicodeError, _AnswerError) as error:
-                reason = f"no readable answer ({_reason(error)})"
-            await asyncio.sleep(min(_LONGEST_PAUSE, 0.5 * 2**attempt))
-        raise UnwrittenError(reason)
+                answer = await self._ask(self._request(task, refused))
+            except openai.APIConnectionError as error:
+                late = isinstance(error, openai.APITimeoutError)
+                way_out = "; raise --timeout or lower --concurrency" if late else ""
+                said = self._told(" ".join(str(error).split()))
+                fault, pause = Fault(0, said + way_out), None
+            else:
+                body = body_of(answer.content)
+                found = fault_of(answer.status_code, body)
+                if found is None:
+                    self._remember(refused)
+                    completion = completion_of(task, body)
+                    return replace(completion, rejected=self._told(completion.rejected))
+                fault = replace(found, message=self._told(found.message))
+                pause = _said_pause(answer.headers)
+                new = self._refusable(fault, task) - refused
+                if new:
+                    refused |= new
+                    continue
+            if fault.meets_all:
+                raise AlignvecError(f"{self._where}: {fault.message}{self._elsewhere(fault)}")
+            if fault.status and not fault.passes:
+                raise RefusedError(fault.message)
+            if attempt == self._retries or (pause or 0) > _LONGEST_WAIT:
+                self._give_up(fault, pause)
+            pause = pause or min(_LONGEST_PAUSE, 0.5 * 2**attempt)
+            await asyncio.sleep(pause * random.uniform(1, 1.2))  # not all at once again
+            attempt += 1
+
+    @property
+    def _where(self) -> str:
+        return self._address.shown
+
+    def _told(self, text: str) -> str:
+        """What was said, without secrets; cut after that, so that no piece of one is left."""
+        return self._address.without_secrets(text)[:_LONGEST_REASON]
+
+    def _elsewhere(self, fault: Fault) -> str:
+        """A way out, where nothing seems to be at the URL."""
+        lost = fault.status in (404, 405) and not re.search(r"/v\d", self._address.url)
+        return "; an endpoint mostly ends in /v1" if lost else ""
+
+    def _give_up(self, fault: Fault, pause: float | None) -> None:
+        """Raises: AlignvecError: others will fare alike. UnwrittenError: they may not."""
+        if fault.status == 429:
+            when = f"in {pause:.0f} seconds" if pause and pause > _LONGEST_WAIT else "later"
+            raise AlignvecError(
+                f"{self._where}: {fault.message}; run again {when}: what is written is kept"
+            )
+        if not fault.status:
+            raise AlignvecError(f"{self._where}: {fault.message}")
+        raise UnwrittenError(fault.message)
+
+    def _request(self, task: Task, refused: frozenset[str]) -> dict[str, Any]:
+        room = "max_completion_tokens" if "max_tokens" in refused else "max_tokens"
+        messages = task.chat
+        if "system" in refused and messages[0]["role"] == "system":
+            system, first, *others = messages
+            content = f"{system['content']}\n\n{first['content']}"
+            messages = [{**first, "content": content}, *others]
+        request = {
+            "model": self.name,
+            "messages": messages,
+            "temperature": self.temperature,
+            "seed": task.sample,
+        }
+        return {room: task.max_tokens} | {k: v for k, v in request.items() if k not in refused}
+
+    async def _ask(self, request: dict[str, Any]) -> Any:
+        """The response as HTTP has it, whatever its status."""
+        self._client = self._client or self._connected()
+        try:
+            raw = await self._client.chat.completions.with_raw_response.create(**request)
+        except openai.APIStatusError as error:
+            return error.response
+        return raw.http_response
+
+    def _refusable(self, fault: Fault, task: Task) -> frozenset[str]:
+        """What the fault is about and can be done without."""
+        if fault.status not in (400, 422, 501):
+            return frozenset()
+        names = set(fault.names) - {"system"}
+        if names and _SYSTEM_ROLE.search(fault.message) and task.messages[0][0] == "system":
+            names.add("system")
+        return frozenset(names & _INSTEAD.keys())
+
+    def _remember(self, refused: frozenset[str]) -> None:
+        for name in sorted(refused - self._refused):
+            logger.warning("%s refuses '%s': %s", self._where, name, _INSTEAD[name])
+        self._refused |= refused
 
     async def close(self) -> None:
-        await self._client.close()
+        if self._client is not None:
+            await self._client.close()
+        self._client = None
 
 
-class _AnswerError(Exception):
-    """A body that says something else than it should."""
+def _said_pause(headers: Mapping[str, str]) -> float | None:
+    """Seconds until a server wants to be asked again, by any header that says so."""
+    for name, share in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        try:
+            return max(0.0, float(headers[name]) / share)
+        except (KeyError, ValueError):
+            continue
+    if date := email.utils.parsedate_tz(headers.get("retry-after", "")):
+        with contextlib.suppress(ValueError, OverflowError):  # of no year that there is
+            return max(0.0, email.utils.mktime_tz(date) - time.time())
+    # Which of the limits was met is not said: the longest pause serves all that have nothing left.
+    pauses = [
+        pause
+        for kind in ("-requests", "-tokens", "")
+        if headers.get(f"x-ratelimit-remaining{kind}", "0").strip() in ("0", "0.0")
+        and (pause := _duration(headers.get(f"x-ratelimit-reset{kind}", ""))) is not None
+    ]
+    return max(pauses, default=None)
 
 
-def _completion(task: Task, answer: Any) -> Completion:
-    """Raises: _AnswerError: there is no text in it, or a damaged one."""
+def _duration(text: str) -> float | None:
+    """As in 6m0s, 120ms, 2 (seconds), 1763000000 (a time, or in ms), 2026-01-01T12:00:00Z."""
+    units = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+    if re.fullmatch(r"(?:\d+(?:\.\d+)?(?:ms|[dhms]))+", text.strip()):
+        return sum(
+            float(number) * units[unit]
+            for number, unit in re.findall(r"(\d+(?:\.\d+)?)(ms|[dhms])", text)
+        )
     try:
-        choice = answer.choices[0]
-        text, usage = choice.message.content, answer.usage
-        if usage:
-            spent = int(usage.prompt_tokens), int(usage.completion_tokens)
-        else:  # not every server counts
-            spent = task.prompt_tokens, tokens_in(text)
-    except (AttributeError, IndexError, TypeError, ValueError) as error:
-        raise _AnswerError(f"{type(error).__name__}: {error}") from None
-    if not isinstance(text, str) or not text.strip():
-        raise _AnswerError("an empty text")
-    if "\N{REPLACEMENT CHARACTER}" in text:
-        raise _AnswerError("a text in another encoding than it says")
-    return Completion(text.strip(), *spent, choice.finish_reason == "length")
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
+        seconds = float(text)
+    except ValueError:
+        try:
+            seconds = datetime.fromisoformat(text.strip()).timestamp()
+        except (ValueError, OverflowError):
+            return None
+    if seconds > 1e11:
+        seconds /= 1000
+    return max(0.0, seconds - time.time() if seconds > 1e9 else seconds)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedTokenizerBase, RepetitionPenaltyLogitsProcessor
 
-from alignvec.data.synthesis.chat import Completion, Task, UnwrittenError
+from alignvec.data.synthesis.chat import Completion, Task
 from alignvec.data.synthesis.prompts import Message
 
 _PENALTY = 1.15  # on what it said already: small models go round in circles
@@ -40,10 +40,7 @@ class Local:
         self._waiting.append((task, future))
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
-        completion = await future
-        if not completion.text:
-            raise UnwrittenError("an empty text")
-        return completion
+        return await future
 
     async def _work(self) -> None:
         await asyncio.sleep(0)  # until all that are about to ask have asked
@@ -79,6 +76,7 @@ class Local:
                 sum(tokens(content) for _, content in task.messages),
                 tokens(text),
                 cut_off=tokens(text) >= longest - 1,
+                rejected="" if text else "an empty text",
             )
             for task, text in zip(tasks, texts, strict=True)
         ]

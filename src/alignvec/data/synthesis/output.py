@@ -9,6 +9,7 @@ from typing import Any
 
 from alignvec.errors import AlignvecError
 from alignvec.files import atomic_file
+from alignvec.owned import foreign, note
 
 
 def write_entries(
@@ -22,7 +23,8 @@ def write_entries(
         if_none: what to say if there is no entry.
 
     Raises:
-        AlignvecError: there is none, or lines that are there would be lost.
+        AlignvecError: there is none, or lines that are there would be lost (with `overwrite`, lines
+            of somebody else's).
     """
     count = 0
     with atomic_file(out) as partial:
@@ -32,11 +34,13 @@ def write_entries(
                 count += 1
         if count == 0:
             raise AlignvecError(if_none)
-        if not overwrite and out.exists() and not _lines(out) <= _lines(partial):
-            raise AlignvecError(
-                f"{out} holds other lines than these; choose another name or pass --overwrite (the "
-                "new texts are in its journal)"
-            )
+        if out.exists() and not _lines(out) <= _lines(partial):
+            way = "choose another name" + ("" if foreign(out) else " or pass --overwrite")
+            if foreign(out) or not overwrite:
+                raise AlignvecError(
+                    f"{out} holds other lines than these; {way} (the new texts are in its journal)"
+                )
+    note(out)
     return count
 
 

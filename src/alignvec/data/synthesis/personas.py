@@ -7,17 +7,20 @@ import logging
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
+import regex
 from pydantic import Field
 
 from alignvec.data.duplicates import NearDuplicates
-from alignvec.data.records import Entry, rows
+from alignvec.data.records import Entry
+from alignvec.data.sources import rows
 from alignvec.data.spectrum import Spectrum
 from alignvec.data.synthesis.chat import Chat, Task
-from alignvec.data.synthesis.journal import Journal, key_of
+from alignvec.data.synthesis.journal import Journal
 from alignvec.data.synthesis.prompts import PEOPLE, Prompt
 from alignvec.data.synthesis.writing import Budget, Outcome, write_texts
+from alignvec.data.words import JOINED
 from alignvec.errors import AlignvecError
 from alignvec.progress import progress
 
@@ -27,6 +30,7 @@ PERSONA_HUB = "proj-persona/PersonaHub"
 _SHOWN = 3  # people of the set so far that a prompt shows
 _MAX_TOKENS = 80
 _PATIENCE = 5  # rounds without a new persona
+_ROUND = 16  # asked for at once; they do not see each other, so it is part of what is asked
 
 
 class Persona(Entry):
@@ -64,7 +68,7 @@ def from_hub(
         AlignvecError: the source cannot be read, or has no persona of the domain.
     """
     source = f"{source}:persona" if source == PERSONA_HUB else source
-    said = re.compile("|".join(map(re.escape, spectrum.keywords)) or "$^", re.IGNORECASE)
+    said = _any_of(spectrum.keywords)
     chance, chosen, count = random.Random(seed), list[str](), 0
     for place, fields in rows(source):
         text = fields.get("persona") if isinstance(fields, dict) else None
@@ -85,11 +89,25 @@ def from_hub(
     return [Persona.of(spectrum.domain, text, source) for text in kept]
 
 
+def _any_of(keywords: Sequence[str]) -> regex.Pattern[str]:
+    """What finds one of some words, in any case; `*` at the end stands for any ending.
+
+    Where words are written without spaces between, a keyword is found within what is written.
+    """
+
+    def word(keyword: str) -> str:
+        stem = keyword.removesuffix("*")
+        ends = r"\w*" if stem != keyword else rf"(?!{JOINED})"
+        return rf"(?<!{JOINED}){regex.escape(stem)}{ends}"
+
+    return regex.compile("|".join(map(word, keywords)) or "$^", regex.IGNORECASE | regex.VERSION1)
+
+
 def create(
     count: int,
     spectrum: Spectrum,
     seeds: Sequence[Persona],
-    chat: Callable[[], Chat],
+    chat: Chat,
     journal: Journal,
     prompt: Prompt,
     budget: Budget | None = None,
@@ -99,7 +117,9 @@ def create(
     """`count` new personas, grown round by round from the seeds and from the set so far.
 
     Each is asked to have the traits that are rarest so far; one that reads like another is left
-    out and asked for again. The same arguments give the same personas, from the journal.
+    out and asked for again. The same arguments give the same personas, from the journal, however
+    many requests run at the same time. Later rounds build on all answers of a round: it ends with
+    one that has a text still to come.
 
     Returns:
         The new ones, fewer than `count` where the writer has no more ideas, and what it took.
@@ -116,22 +136,22 @@ def create(
     total = Outcome()
     rounds = idle = 0
     with progress("personas", "persona", count) as bar:
-        while len(created) < count and idle < _PATIENCE and not total.beyond:
+        while len(created) < count and idle < _PATIENCE and not (total.beyond or total.unanswered):
             rounds += 1
             asked = [
                 request(spectrum, prompt, people, used, chance, sample=rounds)
-                for _ in range(min(concurrency, count - len(created)))
+                for _ in range(min(_ROUND, count - len(created)))
             ]
-            writer, tasks = chat(), [task for _, task in asked]
+            tasks = [task for _, task in asked]
             if rounds == 1:
                 read, written = count * tasks[0].prompt_tokens, count * _MAX_TOKENS
                 logger.info("%d personas: about %d tokens read, at most %d written, and more where "
                             "one reads like another", count, read, written)  # fmt: skip
-            total += write_texts(tasks.copy, writer, journal, budget, concurrency, announce=False)
+            total += write_texts(tasks.copy, chat, journal, budget, concurrency, announce=False)
             before = len(created)
             for traits, task in asked:
-                key = key_of(task, writer)
-                text = as_persona(journal[key].text) if key in journal else None
+                completion = journal.text(task, chat)
+                text = as_persona(completion.text) if completion else None
                 if text and near.add_new(text):
                     persona = Persona.of(spectrum.domain, text, "CreatePersona", traits)
                     created.append(persona)
@@ -156,7 +176,7 @@ def request(
     shown = chance.sample(people, min(_SHOWN, len(people)))
     examples = "\n".join(f"- {one.persona}" for one in shown) or "(none yet)"
     messages = prompt.messages(about=spectrum.about, examples=examples, **traits)
-    return traits, Task.of(messages, _MAX_TOKENS, sample)
+    return traits, Task.of(messages, _MAX_TOKENS, sample, f"a persona of round {sample}")
 
 
 def _rarest(values: Sequence[str], used: Counter[str | None], chance: random.Random) -> str:

@@ -12,7 +12,7 @@ from pydantic import Field
 from alignvec.data.records import Entry, read_entries
 from alignvec.data.spectrum import Spectrum
 from alignvec.data.synthesis.chat import Chat, Task
-from alignvec.data.synthesis.journal import Journal, key_of
+from alignvec.data.synthesis.journal import Journal
 from alignvec.data.synthesis.personas import Persona
 from alignvec.data.synthesis.prompts import Prompt
 from alignvec.errors import AlignvecError
@@ -58,7 +58,7 @@ def query_tasks(
                     id=f"{spectrum.domain}-q{digest}", domain=spectrum.domain, topic=topic,
                     persona=persona.persona, query="",
                 ),
-                Task.of(messages, _MAX_TOKENS, sample=number),
+                Task.of(messages, _MAX_TOKENS, number, f"{persona.id} query {number + 1}"),
             )  # fmt: skip
 
 
@@ -67,9 +67,8 @@ def completed_queries(
 ) -> Iterator[Query]:
     """The queries whose words are in the journal."""
     for query, task in asked:
-        key = key_of(task, chat)
-        if key in journal:
-            yield query.model_copy(update={"query": as_query(journal[key].text)})
+        if completion := journal.text(task, chat):
+            yield query.model_copy(update={"query": as_query(completion.text)})
 
 
 def as_query(text: str) -> str:

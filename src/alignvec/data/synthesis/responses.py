@@ -8,12 +8,13 @@ import regex
 
 from alignvec.data.spectrum import Spectrum
 from alignvec.data.synthesis.chat import Chat, Completion, Task
-from alignvec.data.synthesis.journal import Journal, key_of
+from alignvec.data.synthesis.journal import Journal
 from alignvec.data.synthesis.prompts import Prompt
 from alignvec.data.synthesis.queries import Query
+from alignvec.data.words import word_count
 
 _TOKENS_A_WORD = 2  # more than a response within its band needs
-_SENTENCE = regex.compile(r"""\S[\s\S]*?[.!?]+["')\]]*(?=\s|$)""")
+_SENTENCE = regex.compile(r"""\S[\s\S]*?(?:[.!?]+["')\]]*(?=\s|$)|[。！？]+[\p{Pe}\p{Pf}"']*)""")
 
 
 def response_tasks(
@@ -39,7 +40,8 @@ def response_tasks(
                     {"role": "assistant", "content": example.responses[level.name]},
                 )
             ]
-            tasks.append(Task.of([*before, *shown, asked], _TOKENS_A_WORD * most))
+            room, name = _TOKENS_A_WORD * most, f"{query.id} {level.name}"
+            tasks.append(Task.of([*before, *shown, asked], room, name=name))
         yield query, tasks
 
 
@@ -48,11 +50,12 @@ def completed_records(
 ) -> Iterator[dict[str, str]]:
     """A record, as it lies in a file, for each query of which every level is in the journal."""
     for query, tasks in asked:
-        keys = [key_of(task, chat) for task in tasks]
-        if all(key in journal for key in keys):
+        if all(journal.key(task, chat) for task in tasks):
+            found = zip(spectrum.level_names, tasks, strict=True)
             texts = {
-                level: as_response(journal[key], spectrum.band(level)[1])
-                for level, key in zip(spectrum.level_names, keys, strict=True)
+                level: as_response(completion, spectrum.band(level)[1])
+                for level, task in found
+                if (completion := journal.text(task, chat))
             }
             yield {**query.model_dump(), **texts}
 
@@ -66,10 +69,10 @@ def as_response(completion: Completion, most: int) -> str:
     text = " ".join(completion.text.split())
     if not completion.cut_off:
         return text
-    kept, words = [], 0
-    for sentence in _SENTENCE.findall(text):
-        words += len(sentence.split())
+    words = end = 0
+    for sentence in _SENTENCE.finditer(text):
+        words += word_count(sentence.group())
         if words > most:
             break
-        kept.append(sentence)
-    return " ".join(kept) or text
+        end = sentence.end()
+    return text[:end] or text

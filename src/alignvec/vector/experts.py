@@ -1,0 +1,114 @@
+"""An adapter on experts: PEFT's LoRA on one tensor that holds the weights of them all."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+from alignvec.base.weights import Weights
+from alignvec.errors import AlignvecError
+from alignvec.vector.delta import Delta, Dense, Lazy, LowRank
+
+if TYPE_CHECKING:
+    from alignvec.base.architecture import Architecture
+
+_EXPERT = re.compile(r"\.experts\.\d+\.")
+
+
+def expert_deltas(
+    base: Weights,
+    module: str,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    scaling: Callable[[str, int], float],
+) -> dict[str, Delta]:
+    """The deltas of a tensor [E, out, in] of `module` that PEFT reached by `target_parameters`.
+
+    Which of its tensors that was is nowhere written; the shapes of the factors tell.
+
+    Args:
+        a: [E r, in], the factors A of all experts one below the other.
+        b: [out, r E], the factors B, the expert changing fastest.
+        scaling: of a tensor by its name, and the rank of its factors -> PEFT's factor on B A.
+
+    Returns:
+        A delta for each part that the files hold; none if it is no such tensor.
+    """
+    known = base.architecture
+    while module.endswith(".base_layer"):  # of one tensor of the module beside another
+        module = module.removesuffix(".base_layer")
+    if known is None or a.ndim != 2 or b.ndim != 2:
+        return {}
+    turned = known.stores_experts_in_out(module)
+    deltas: dict[str, Delta] = {}
+    for name, tensor in known.live.items():
+        if name.rpartition(".")[0] != module or tensor.ndim != 3:
+            continue
+        count, out, width = (tensor.mT if turned else tensor).shape
+        if len(a) % count or (len(b), a.shape[1], b.shape[1]) != (out, width, len(a)):
+            continue
+        factors_a = a.reshape(count, -1, width)
+        scale = scaling(name, len(a) // count)
+        factors_b = scale * b.float().reshape(out, -1, count).permute(2, 0, 1)
+        if turned:
+            deltas[name] = _stacked(factors_a.mT, factors_b.mT)
+            continue
+        # Taken apart as the weights are, with the number of the expert beside.
+        numbers = torch.arange(float(count))[:, None, None].expand(count, out, 1)
+        for part, taken in known.unpacked({name: torch.cat([factors_b, numbers], 2)}).items():
+            if taken.ndim == 2:
+                expert = int(taken[0, -1])
+                deltas[part] = LowRank(factors_a[expert].contiguous(), taken[:, :-1].contiguous())
+            else:
+                deltas[part] = _stacked(factors_b, factors_a)
+    return deltas
+
+
+def of_experts(names: Iterable[str]) -> bool:
+    """Whether a name is that of one expert among several."""
+    return any(_EXPERT.search(name) for name in names)
+
+
+def completed(known: Architecture, factored: Mapping[str, LowRank]) -> dict[str, LowRank]:
+    """`factored` with factors of zero for the experts that lack some beside those that have.
+
+    PEFT packs the factors of a layer's experts together as transformers does with the weights, and
+    takes it that they are all there.
+
+    Raises:
+        AlignvecError: PEFT does not know how this model's experts are packed.
+    """
+    packs = {home: [name for name, _ in parts] for home, parts in known.packs().items()}
+    modules = {
+        home.rpartition(".")[0]: parts for home, parts in packs.items() if factored.keys() & parts
+    }
+    if modules and not known.experts_known_to_peft:
+        first = next(name for parts in modules.values() for name in parts if name in factored)
+        raise AlignvecError(
+            f"{first} is packed with other experts when the model is loaded, in a way that PEFT "
+            "does not know; fold the vector"
+        )
+    every = [
+        name
+        for home, parts in packs.items()
+        if home.rpartition(".")[0] in modules
+        for name in parts
+    ]
+    nothing = {
+        name: LowRank(torch.zeros(1, known.shapes[name][1]), torch.zeros(known.shapes[name][0], 1))
+        for name in every
+        if name not in factored
+    }
+    return {**factored, **nothing}
+
+
+def _stacked(left: torch.Tensor, right: torch.Tensor) -> Lazy:
+    """left @ right of each expert, [E, ...], computed when it is used."""
+
+    def read(start: int, stop: int) -> Dense:
+        return Dense(left[start:stop].float() @ right[start:stop].float())
+
+    return Lazy((len(left), left.shape[1], right.shape[2]), torch.float32, read)
