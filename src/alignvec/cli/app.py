@@ -18,6 +18,7 @@ from alignvec.cli import (
     evaluate,
     generate,
     quality,
+    reproduce,
     route,
     search,
     synthesis,
@@ -43,7 +44,7 @@ data = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-for step in (align, vector, generate, evaluate, search, route, demo):
+for step in (align, vector, generate, evaluate, search, route, reproduce, demo):
     app.add_typer(step.app)
 for step in (synthesis, annotation, quality):
     data.add_typer(step.app)

@@ -1,0 +1,110 @@
+"""`alignvec reproduce`: the paper's study, or a part of it, and its report."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from alignvec.cli.inputs import levels_of
+from alignvec.cli.options import Data, Device, Dtype, LevelNames
+from alignvec.cli.output import print_json, print_table
+from alignvec.errors import AlignvecError, check_known
+
+if TYPE_CHECKING:
+    from alignvec.reproduce.study import Study
+
+logger = logging.getLogger("alignvec.cli")
+
+app = typer.Typer()
+
+
+@app.command(
+    epilog="Example: alignvec reproduce --preset small -o study\n\n"
+    "Example: alignvec reproduce --model embedded --model gemma3-270m -o study\n\n"
+    "Example: alignvec reproduce --part single --part leak --data mine.jsonl -o study\n\n"
+    "Example: alignvec reproduce --preset paper --dry-run"
+)
+def reproduce(
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder of the study; a second run goes on.")
+    ] = None,
+    preset: Annotated[str, typer.Option(help="small (2 cores), paper (the paper's scale).")] = (
+        "small"
+    ),
+    model: Annotated[
+        list[str],
+        typer.Option(
+            metavar="BASE",
+            help="A base to study; repeat: then each also says how likely it finds what the other "
+            "writes. Default: the preset's.",
+        ),
+    ] = [],  # noqa: B006
+    part: Annotated[
+        list[str],
+        typer.Option(metavar="PART", help="Only this part; repeat. --dry-run lists them."),
+    ] = [],  # noqa: B006
+    data: Data = "builtin",
+    levels: LevelNames = None,
+    reader: Annotated[
+        str | None,
+        typer.Option(metavar="BASE", help="The other model, of a study of one."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of training.")] = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="What would run, where, and how long it may take.")
+    ] = False,
+    dtype: Dtype = None,
+    device: Device = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --dry-run: as JSON on stdout.")
+    ] = False,
+) -> None:
+    """The study of the paper: trained, measured by likelihood and by what is written, reported.
+
+    Every result is written once; a killed study goes on where it was. Writes OUT/MODEL for each
+    model, and over all of them report.html, report.md, report.json and tables/.
+    """
+    from alignvec.base.source import base_name
+    from alignvec.report.study import write_report
+    from alignvec.reproduce.run import run
+    from alignvec.reproduce.scale import BASES, PRESETS
+    from alignvec.reproduce.study import Study
+
+    check_known("preset", preset, PRESETS)
+    if out is None and not dry_run:
+        raise AlignvecError("where to? give -o FOLDER, or --dry-run")
+    models = model or [BASES[preset]]
+    names = [base_name(one).replace("/", "--") for one in models]
+    if len(set(names)) < len(names):
+        raise AlignvecError(f"two models would be called '{names[0]}'; give each its own name")
+    studies = []
+    for one, name in zip(models, names, strict=True):
+        others = [other for other in models if other != one]
+        studies.append(
+            Study(
+                one, (out or Path()) / name, PRESETS[preset], data,
+                levels_of(levels, None)[0], reader or (others or [None])[0],
+                dtype=dtype, device=device, seed=seed,
+            )
+        )  # fmt: skip
+    if dry_run:
+        _tell(studies, part, as_json)
+        return
+    for study in studies:
+        with study.opened():
+            run(study, part)
+    write_report([study.out for study in studies], out)
+    typer.echo(f"report: {out / 'report.html'}")
+
+
+def _tell(studies: list[Study], parts: list[str], as_json: bool) -> None:
+    from alignvec.report.plan import plan_json, plan_table
+
+    if as_json:
+        print_json([plan_json(study, parts) for study in studies])
+        return
+    for study in studies:
+        print_table(plan_table(study, parts))

@@ -1,0 +1,32 @@
+"""Part 9, what a knob costs the model: KL and perplexity on neutral text against lambda."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from alignvec.evaluate.retention import RetentionProbe
+from alignvec.reproduce.item import Item, Work
+from alignvec.reproduce.study import Study
+from alignvec.reproduce.training import WAYS, knobs_of
+
+TITLE = "Abilities"
+_PIECES = 40  # of neutral text, about
+
+
+def items(study: Study) -> Iterator[Item]:
+    """All strengths of a knob at once."""
+    work = Work(scored=_PIECES * (1 + len(study.scale.strengths)))
+    for domain in study.domains:
+        for way in WAYS:
+            yield Item(f"ability/{domain}/{way}", partial(_kept, study, way, domain), work)
+
+
+def _kept(study: Study, way: str, domain: str) -> list[dict[str, Any]]:
+    probe = RetentionProbe(knobs_of(study, way))
+    return [
+        {"strength": strength, **asdict(probe({domain: strength}))}
+        for strength in study.scale.strengths
+    ]

@@ -1,0 +1,158 @@
+"""Part 3, several domains: every combination of levels (27 of three domains), in several ways.
+
+    added       our vectors, turned to the places of the levels, without any search
+    routed      the same, each knob on the queries of its own domain, which a router reads
+    grid        the paper's: its vectors added, strengths from a grid search on validation queries
+    prompting   one system prompt that names each domain's level
+    retrained   a model trained jointly on the three domains for one behaviour
+
+And one, two and three of our knobs at once: vectors that are added are known to lose expression as
+their number grows (arXiv 2607.01802).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from itertools import combinations
+from typing import Any
+
+from alignvec.data.pairs import PreferencePair, preference_pairs
+from alignvec.reproduce.item import Item, Work
+from alignvec.reproduce.prompting import Prompted, system_prompt
+from alignvec.reproduce.study import Study
+from alignvec.reproduce.subject import Subject, Turned
+from alignvec.reproduce.training import ALONG, ONE_SIDED, aligned_model, knobs_of
+from alignvec.route import Router
+from alignvec.search import Target, behaviours, search
+from alignvec.search.target import format_target
+from alignvec.vector.alignment_vector import AlignmentVector
+
+TITLE = "Several domains"
+SEARCHED = ("added", "routed", "grid", "prompting")
+
+
+def items(study: Study) -> Iterator[Item]:
+    """The search, then each target in each way; retraining of some; one, two and three knobs."""
+    if len(study.domains) < 2:
+        return
+    rows = {domain: len(study.records(domain, "train")) for domain in study.domains}
+    work = _work(study)
+    targets = list(behaviours(study.domains, study.levels))
+    passes = len(study.scale.grid) ** len(study.domains)
+    searched = study.scale.searched * len(study.domains)
+    yield Item("behaviours/search", partial(_searched, study), Work(scored=passes * searched))
+    yield Item("behaviours/router", partial(_routing, study), Work(scored=work.scored))
+    for way in SEARCHED:
+        for target in _spread(targets, study.scale.targets):
+            run = partial(_reached, study, way, target)
+            yield Item(f"behaviours/{way}/{format_target(target)}", run, work)
+    for target in retrained(study):
+        run = partial(_retrained, study, target)
+        joint = work + Work(trained=sum(rows.values()) * study.scale.epochs)
+        yield Item(f"behaviours/retrained/{format_target(target)}", run, joint)
+    top = study.levels[-1]
+    for number in range(1, len(study.domains) + 1):
+        for domains in combinations(study.domains, number):
+            run = partial(_together, study, dict.fromkeys(domains, study.places[top]))
+            yield Item(f"together/{number}/{','.join(domains)}", run, work)
+
+
+def retrained(study: Study) -> list[Target]:
+    """The behaviours that a model is retrained for: in three of three domains each takes each
+    level once, so that their mean stands for all.
+    """
+    some, levels = study.domains, study.levels
+    turns = [
+        {domain: levels[(place + turn) % len(levels)] for place, domain in enumerate(some)}
+        for turn in range(len(levels))
+    ]
+    every = turns + [one for one in behaviours(some, levels) if one not in turns]
+    return every[: study.scale.retrained]
+
+
+def _spread(targets: list[Target], most: int) -> list[Target]:
+    """As many targets as are wanted, evenly over all."""
+    step = max(1.0, len(targets) / most)
+    return [targets[int(place * step)] for place in range(min(most, len(targets)))]
+
+
+def _work(study: Study) -> Work:
+    found = Work()
+    for domain in study.domains:
+        queries = len(study.records(domain, "test"))
+        found += Work(scored=queries, written=min(queries, study.scale.answers))
+    return found
+
+
+def _measured(study: Study, subject: Subject, target: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "target": dict(target),
+        "domains": {domain: study.measure(subject, domain) for domain in study.domains},
+    }
+
+
+def _searched(study: Study) -> dict[str, Any]:
+    """The paper's search for all targets at once: every setting of a grid."""
+    scale, domains = study.scale, study.domains
+    some = [r for d in domains for r in study.records(d, "validation")[: scale.searched]]
+    held_out = [r for d in domains for r in study.records(d, "test")]
+    limits = {domain: (min(scale.grid), max(scale.grid)) for domain in domains}
+    result = search(
+        knobs_of(study, ONE_SIDED), list(behaviours(domains, study.levels)), some, held_out,
+        study.levels, "grid", passes=len(scale.grid) ** len(domains), limits=limits,
+    )  # fmt: skip
+    return result.to_json()
+
+
+def _router(study: Study) -> Router:
+    """Reads the words alone; fitted on queries of the train part."""
+    seen = [one for domain in study.domains for one in study.records(domain, "train")]
+    return Router.fit(
+        None, None, [r.query for r in seen], [r.domain for r in seen], reads="text"
+    )
+
+
+def _routing(study: Study) -> dict[str, Any]:
+    model, router = study.knobs({}), _router(study)
+    asked = [one for domain in study.domains for one in study.records(domain, "test")]
+    found = router.domain(model.model, model.tokenizer, [one.query for one in asked])
+    right = sum(one.domain == domain for one, domain in zip(asked, found, strict=True))
+    return {"queries": len(asked), "right": right}
+
+
+def _reached(study: Study, way: str, target: Target) -> dict[str, Any]:
+    places = {domain: study.places[level] for domain, level in target.items()}
+    if way == "prompting":
+        return _measured(study, Prompted(study.knobs({}), system_prompt(target)), target)
+    if way == "grid":
+        found = study.once(next(items(study)))["found"]
+        places = next(one["setting"] for one in found if one["target"] == target)
+        return _measured(study, Turned(knobs_of(study, ONE_SIDED), places), target)
+    router = _router(study) if way == "routed" else None
+    return _measured(study, Turned(knobs_of(study, ALONG), places, router), target)
+
+
+def _retrained(study: Study, target: Target) -> dict[str, Any]:
+    pairs = [pair for domain, level in target.items() for pair in _towards(study, domain, level)]
+    name = f"retrained-{'-'.join(target.values())}"
+    folder = study.out / "vectors" / name
+    if not folder.exists():
+        aligned = aligned_model(study, name, pairs, study.scale.method)
+        AlignmentVector.extract(study.base, aligned).save_pretrained(folder)
+    model = study.knobs({"all": folder})
+    return _measured(study, Turned(model, {"all": 1.0}), target)
+
+
+def _towards(study: Study, domain: str, level: str) -> Iterator[PreferencePair]:
+    """As many pairs a record as there are other levels: the wanted one is preferred to each."""
+    records = study.records(domain, "train")
+    for record in records:
+        for other in study.levels:
+            if other != level:
+                yield from preference_pairs([record], [level, other])
+
+
+def _together(study: Study, setting: Mapping[str, float]) -> dict[str, Any]:
+    subject = Turned(knobs_of(study, ALONG), setting)
+    return {domain: study.measure(subject, domain) for domain in setting}

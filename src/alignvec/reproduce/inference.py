@@ -1,0 +1,122 @@
+"""Part 6, the cost of inference (the paper: half of prompting), at the level that is asked for.
+
+The same queries, the top level of each domain: by a system prompt, by examples, by a knob beside the
+weights and by one folded into them. Tokens read and written, seconds to the first token and in all;
+on a GPU the energy too. The judged rate of what was written stands beside: a cheap answer at the
+wrong level is no gain.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from alignvec.base.messages import Messages
+from alignvec.base.prompts import Prompt
+from alignvec.data import Record
+from alignvec.evaluate.judged import judged
+from alignvec.knobs.model import KnobModel
+from alignvec.reproduce.item import Item, Work
+from alignvec.reproduce.prompting import few_shot, system_prompt
+from alignvec.reproduce.study import Study
+from alignvec.reproduce.training import ALONG, vector
+
+TITLE = "Cost of inference"
+WAYS = ("base", "system prompt", "few-shot", "gated", "folded")
+_ROUNDS = 3  # the median counts
+
+
+def items(study: Study) -> Iterator[Item]:
+    """All ways of a domain in one item: they are compared in one run."""
+    for domain in study.domains:
+        answers = min(len(study.records(domain, "test")), study.scale.answers)
+        work = Work(written=answers * len(WAYS) * _ROUNDS)
+        yield Item(f"inference/{domain}", partial(_compared, study, domain), work)
+
+
+def _compared(study: Study, domain: str) -> dict[str, Any]:
+    """Way -> what an answer costs, one query at a time, the ways taking turns."""
+    top = study.levels[-1]
+    asked = study.records(domain, "test")[: study.scale.answers]
+    bounds = study.bounds(domain)
+    vectors = {domain: vector(study, ALONG, domain)}
+    told: dict[str, Callable[[Messages], Messages]] = {
+        "system prompt": system_prompt({domain: top}),
+        "few-shot": few_shot(study.records(domain, "train"), top),
+    }
+    runs: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+    for _ in range(_ROUNDS):
+        for way in WAYS:
+            model = study.knobs(vectors, mode="gate" if way == "gated" else "fold")
+            turned = {domain: study.places[top]} if way in ("gated", "folded") else {}
+            with model.at(turned):
+                runs[way].append(_timed(model, asked, told.get(way), study.scale.tokens))
+    return {
+        way: {
+            **{
+                key: statistics.median(run[key] for run in found)
+                for key in ("read", "written", "seconds", "first_token")
+            },
+            "joules": _median([run["joules"] for run in found]),
+            "judged": judged(
+                study.judge, bounds, [one.prompt for one in asked], found[0]["texts"], study.levels
+            ).to_json(),
+        }
+        for way, found in runs.items()
+    }
+
+
+def _timed(
+    model: KnobModel,
+    records: Sequence[Record],
+    told: Callable[[Messages], Messages] | None,
+    tokens: int,
+) -> dict[str, Any]:
+    """Means over the queries: tokens read and written, seconds, seconds to the first token."""
+    asked = [told(one.prompt) if told else one.prompt for one in records]
+    read = [len(Prompt(model.tokenizer, one).tokens) for one in asked]
+    first = [_seconds(lambda one=one: model.generate(one, max_new_tokens=1)) for one in asked]
+    before, texts, seconds = _joules(), [], []
+    for one in asked:
+        start = time.perf_counter()
+        texts += model.generate(one, max_new_tokens=tokens)
+        seconds.append(time.perf_counter() - start)
+    after = _joules()
+    written = [len(model.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+    return {
+        "read": statistics.mean(read),
+        "written": statistics.mean(written),
+        "seconds": statistics.mean(seconds),
+        "first_token": statistics.mean(first),
+        "joules": None if before is None or after is None else (after - before) / len(asked),
+        "texts": texts,
+    }
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
+def _joules() -> float | None:
+    """What the GPU has used so far; None without one, or without its library."""
+    if not torch.cuda.is_available():
+        return None
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    pynvml.nvmlInit()
+    handle = pynvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
+    return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000

@@ -1,0 +1,48 @@
+"""Part 1, one domain (the paper's Figure 2): both rates against lambda, beside what needs no vector.
+
+The base as it is, one system prompt a level, a few examples a level; the aligned model is the
+paper's vector at lambda = 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from alignvec.reproduce.item import Item, Work
+from alignvec.reproduce.prompting import Prompted, few_shot, system_prompt
+from alignvec.reproduce.study import Study
+from alignvec.reproduce.subject import Turned
+from alignvec.reproduce.training import WAYS, knobs_of
+
+TITLE = "One domain"
+
+
+def items(study: Study) -> Iterator[Item]:
+    """A domain at a time, each way at each strength, then the prompts."""
+    for domain in study.domains:
+        queries = len(study.records(domain, "test"))
+        work = Work(scored=queries, written=min(queries, study.scale.answers))
+        yield study.base_item(domain)
+        for way in WAYS:
+            for strength in study.scale.strengths:
+                if strength or way == next(iter(WAYS)):  # at 0 they are the base
+                    run = partial(_turned, study, way, domain, strength)
+                    yield Item(f"single/{domain}/{way}/{strength:g}", run, work)
+        for kind in ("system", "few-shot"):
+            for level in study.levels:
+                run = partial(_prompted, study, kind, domain, level)
+                yield Item(f"single/{domain}/{kind}/{level}", run, work)
+
+
+def _turned(study: Study, way: str, domain: str, strength: float) -> dict[str, Any]:
+    return study.measure(Turned(knobs_of(study, way), {domain: strength}), domain)
+
+
+def _prompted(study: Study, kind: str, domain: str, level: str) -> dict[str, Any]:
+    if kind == "system":
+        told = system_prompt({domain: level})
+    else:
+        told = few_shot(study.records(domain, "train"), level)
+    return study.measure(Prompted(study.knobs({}), told), domain)

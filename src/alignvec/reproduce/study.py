@@ -1,0 +1,228 @@
+"""A study: one base, its data, its vectors, and a folder in which every result is written once."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from alignvec.base.load import Base, load_base
+from alignvec.base.seen import prompt_hash
+from alignvec.base.source import base_name
+from alignvec.data import Record, read_records
+from alignvec.data.line import Places, spaced
+from alignvec.data.sources import BUILTIN
+from alignvec.data.splits import SPLITS
+from alignvec.errors import AlignvecError
+from alignvec.evaluate.broken import Bounds
+from alignvec.evaluate.judge import Judge, LevelClassifier
+from alignvec.files import hash_of, read_json, read_object, work_folder, write_json
+from alignvec.knobs.model import KnobModel
+from alignvec.reproduce.item import Item, Work
+from alignvec.reproduce.scale import Scale
+from alignvec.reproduce.subject import Subject, Turned, measured
+
+SAFETY = "safety"
+SAFE = ("unsafe", "safe")  # from low to high, as any levels
+HARMLESS = "harmless"
+ANSWERED = ("refusal", "helpful")
+
+
+class Study:
+    """What the parts of a study share: records, vectors, judges, and results on disk.
+
+    Attributes:
+        out: the folder; `results/` holds a file a result, `vectors/` what was trained.
+        places: level -> the strength at which training puts it.
+        domains: those of the data, in the order of the alphabet.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        out: Path,
+        scale: Scale,
+        data: str = BUILTIN,
+        levels: Sequence[str] | None = None,
+        reader: str | None = None,
+        judge: Judge | None = None,
+        dtype: str | None = None,
+        device: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Read the records; nothing is written until it is `opened`.
+
+        Args:
+            data: records with levels, as everywhere; split by hash.
+            levels: from low to high.
+            reader: another base, to say how likely it finds what is written.
+            judge: beside the classifier of levels, which is always asked.
+
+        Raises:
+            AlignvecError: the data cannot be read, or a split of a domain has no records.
+        """
+        self.base, self.out, self.scale, self.data = base, out, scale, data
+        self.dtype, self.device, self.seed, self._reader = dtype, device, seed, reader
+        self.second_judge = judge
+        self._kept: tuple[Any, KnobModel] | None = None
+        every = list(read_records(data, levels or ()))
+        self.levels = list(levels or every[0].levels)
+        self.places: Places = spaced(self.levels)
+        every = [one for one in every if set(self.levels) <= set(one.levels)]
+        self.domains = sorted({one.domain for one in every})
+        self._parts = _parts(every, self.domains)
+        told = {
+            "base": base_name(base), "data": Path(data).name, "levels": self.levels,
+            "domains": self.domains, "scale": asdict(scale), "seed": seed,
+            "reader": reader and base_name(reader),
+            "records": hash_of([[one.prompt, one.levels] for one in every]),
+        }  # fmt: skip
+        self.told: dict[str, Any] = _plain(told)
+
+    @contextmanager
+    def opened(self) -> Iterator[Study]:
+        """Hold the folder while results are written to it.
+
+        Raises:
+            AlignvecError: it holds another study, or another process has it.
+        """
+        note = self.out / "study.json"
+        if note.exists() and read_json(note) != self.told:
+            raise AlignvecError(
+                f"{self.out} holds a study of other models, data or scale (study.json); choose "
+                "another folder"
+            )
+        with work_folder(self.out):
+            write_json(note, self.told)
+            yield self
+
+    # Records.
+
+    def records(self, domain: str, split: str) -> list[Record]:
+        """Records of a domain; of the train and the test part as many as the scale says."""
+        if domain == SAFETY:
+            some = list(read_records(BUILTIN, SAFE, SAFETY, split))
+        elif domain == HARMLESS:  # half of it for the judge alone
+            some = list(read_records(BUILTIN, ANSWERED, HARMLESS))[split == "test" :: 2]
+        else:
+            some = self._parts[domain][split]
+        most = {"train": self.scale.train, "test": self.scale.queries}.get(split)
+        return some[:most]
+
+    # Results.
+
+    def file(self, name: str) -> Path:
+        """Where a result lies."""
+        return self.out / "results" / f"{name}.json"
+
+    def done(self, item: Item) -> bool:
+        """Whether its result is there."""
+        return self.file(item.name).exists()
+
+    def result(self, name: str) -> Any:
+        """A result that is there; None if it is not."""
+        file = self.file(name)
+        return read_object(file)["result"] if file.exists() else None
+
+    def once(self, item: Item) -> Any:
+        """The result of an item: from its file, or computed and written to it."""
+        if (found := self.result(item.name)) is None:
+            start = time.perf_counter()
+            found = _plain(item.run())
+            told = {"seconds": round(time.perf_counter() - start, 2), "result": found}
+            write_json(self.file(item.name), told)
+        return found
+
+    # Models.
+
+    def knobs(
+        self, vectors: Mapping[str, Path], stage: str | None = None, mode: str = "auto"
+    ) -> KnobModel:
+        """A model with knobs; the last one is kept.
+
+        Args:
+            stage: another model of the same shape, that the vectors were not made on.
+        """
+        key = (stage, mode, *sorted((knob, str(path)) for knob, path in vectors.items()))
+        if self._kept is None or self._kept[0] != key:
+            self._kept = None  # two of them may be too large
+            model = KnobModel.from_pretrained(
+                stage or self.base, vectors, self.dtype, self.device, stage is None, mode
+            )
+            self._kept = key, model
+        return self._kept[1]
+
+    @cached_property
+    def reader(self) -> Base | None:
+        """The other model, that says how likely it finds what is written."""
+        return load_base(self._reader, self.dtype, self.device) if self._reader else None
+
+    # Judges.
+
+    @cached_property
+    def judge(self) -> LevelClassifier:
+        """Tells the level of a text; trained on references of the train part."""
+        every = [one for domain in self.domains for one in self._parts[domain]["train"]]
+        return LevelClassifier.fit(every, self.levels)
+
+    def bounds(self, domain: str) -> Bounds:
+        """What counts as broken in a domain: set on the base's own answers, which are kept."""
+        asked = self.records(domain, "test")
+        references = [one.levels[level] for one in asked for level in self.levels_of(domain)]
+        return Bounds.of(self.once(self.base_item(domain))["answers"], references)
+
+    def base_item(self, domain: str) -> Item:
+        """The base's own answers in a domain."""
+        asked = [one.prompt for one in self.records(domain, "test")[: self.scale.answers]]
+
+        def run() -> dict[str, Any]:
+            texts = Turned(self.knobs({}), {}).answers(asked, self.scale.tokens)
+            return {"queries": asked, "answers": texts}
+
+        return Item(f"base/{domain}", run, Work(written=len(asked)))
+
+    def levels_of(self, domain: str) -> Sequence[str]:
+        return {SAFETY: SAFE, HARMLESS: ANSWERED}.get(domain, self.levels)
+
+    def measure(self, subject: Subject, domain: str, judge: Judge | None = None) -> dict[str, Any]:
+        """Both rates of a subject on the test queries of a domain, and its texts (`measured`)."""
+        bounds = self.bounds(domain)  # first: it may need a model of its own
+        return measured(
+            subject, self.records(domain, "test"), self.levels_of(domain), self.scale.answers,
+            self.scale.tokens, judge or self.judge, bounds, self.reader,
+        )  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    """As it is read back from JSON."""
+    return json.loads(json.dumps(value, allow_nan=False))
+
+
+def _parts(
+    records: Sequence[Record], domains: Sequence[str]
+) -> dict[str, dict[str, list[Record]]]:
+    """Domain -> split -> records. What comes again in the test part is not trained on.
+
+    Raises:
+        AlignvecError: a part is empty.
+    """
+    kept_apart = {prompt_hash(one.prompt) for one in records if one.split == "test"}
+    found: dict[str, dict[str, list[Record]]] = {
+        domain: {split: [] for split in SPLITS} for domain in domains
+    }
+    for one in records:
+        if one.split == "test" or prompt_hash(one.prompt) not in kept_apart:
+            found[one.domain][one.split].append(one)
+    for domain, parts in found.items():
+        for split, some in parts.items():
+            if not some:
+                raise AlignvecError(
+                    f"domain '{domain}' has no records in the {split} part (70%, 10%, 20% by a "
+                    "hash of their ids); a study needs some dozens of records a domain"
+                )
+    return found

@@ -1,0 +1,89 @@
+"""What is measured: a model that is made to behave in some way, and what it does then."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignvec.base.load import Base
+from alignvec.base.messages import Messages
+from alignvec.data import Record
+from alignvec.evaluate.broken import Bounds
+from alignvec.evaluate.judge import Judge
+from alignvec.evaluate.judged import judged
+from alignvec.evaluate.rates import rates_of
+from alignvec.evaluate.text import reading, text_quality
+from alignvec.knobs.model import KnobModel, Router
+from alignvec.knobs.setting import SettingLike
+from alignvec.search.scorer import Scorer
+
+
+class Subject(Protocol):
+    """A model made to behave in some way: by knobs, a prompt, a steering vector. All are measured
+    alike.
+    """
+
+    def scores(self, records: Sequence[Record], levels: Sequence[str]) -> NDArray[np.float64]:
+        """[Q, L]: s(l) of each record's reference response of each level, in nats a token."""
+
+    def answers(self, queries: Sequence[Messages], max_new_tokens: int) -> list[str]:
+        """A greedy answer to each query."""
+
+
+class Turned:
+    """A model with its knobs at a setting; with a router, each on the queries of its own domain."""
+
+    def __init__(
+        self, model: KnobModel, setting: SettingLike, router: Router | None = None
+    ) -> None:
+        self.model, self.setting, self.router = model, dict(setting), router
+
+    def scores(self, records: Sequence[Record], levels: Sequence[str]) -> NDArray[np.float64]:
+        queries = [record.query for record in records]
+        acting = self.model.acting(self.router, queries) if self.router else None
+        scorer = Scorer(self.model, records, levels, acting)
+        with self.model.at(self.setting):
+            strengths = np.array([self.model.setting[knob] for knob in scorer.knobs])
+        return scorer(strengths)
+
+    def answers(self, queries: Sequence[Messages], max_new_tokens: int) -> list[str]:
+        settings = [self.setting] * len(queries)
+        return self.model.generate(queries, settings, max_new_tokens, router=self.router)
+
+
+def measured(
+    subject: Subject,
+    records: Sequence[Record],
+    levels: Sequence[str],
+    answers: int,
+    max_new_tokens: int,
+    judge: Judge,
+    bounds: Bounds,
+    reader: Base | None = None,
+) -> dict[str, Any]:
+    """Both rates side by side, and what the texts are like that the second one is of.
+
+    Args:
+        answers: records, from the first, whose queries are answered; of the same texts come the
+            judged rate and everything beside it.
+        reader: another model, to say how likely it finds the texts.
+
+    Returns:
+        `rates` (of likelihood, see `Rates`), `judged` (see `Judged`), `text` (see `TextQuality`),
+        and the texts themselves, `answers`.
+    """
+    asked = [record.prompt for record in records[:answers]]
+    texts = subject.answers(asked, max_new_tokens)
+    read = reading(reader.model, reader.tokenizer, asked, texts) if reader else None
+    return {
+        "rates": asdict(rates_of(subject.scores(records, levels), levels)),
+        "judged": judged(judge, bounds, asked, texts, levels).to_json(),
+        "text": asdict(text_quality(texts, read)),
+        "answers": texts,
+    }
+
+
