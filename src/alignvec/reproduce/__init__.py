@@ -1,0 +1,1 @@
+"""The paper's study, one file a part."""
