@@ -34,10 +34,11 @@ def test_the_data_sheet_counts_right():
     counts = {
         file.stem: len(file.read_text("utf-8").splitlines()) for file in builtin.glob("*.jsonl")
     }
-    safety = counts.pop("safety")
+    safety, harmless = counts.pop("safety"), counts.pop("harmless")
     assert len(set(counts.values())) == 1
     (each,) = set(counts.values())
     total, a_domain, pairs = map(
         int, re.search(r"(\d+) queries, (\d+) in each.*?(\d+) safety pairs", sheet, re.S).groups()
     )
     assert (total, a_domain, pairs) == (sum(counts.values()), each, safety)
+    assert f"{harmless} harmless look-alikes" in sheet

@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 
 from alignvec.data import LEVELS, split_of
-from alignvec.data.sources import builtin_files
+from alignvec.data.sources import builtin_levels
 
 FOREIGN = {
     "de": "Das hängt davon ab, was in Ihrem Vertrag steht und wie lange Sie schon warten. Sammeln "
@@ -65,8 +65,7 @@ def dirty(path: Path, each: int = 12, seed: int = 0) -> dict[int, str]:
     chance = random.Random(seed)
     records = [
         json.loads(line)
-        for file in builtin_files()
-        if file.name != "safety.jsonl"
+        for file in builtin_levels()
         for line in file.read_text("utf-8").splitlines()
     ]
     chance.shuffle(records)

@@ -45,6 +45,22 @@ def test_split_depends_on_the_id_alone():
 GOLDEN = {"medical-a001": "train", "legal-b042": "validation"}
 
 
+def test_safety_pairs_and_look_alikes_are_read_only_where_asked_for():
+    assert len(list(read_records("builtin", ["safe", "unsafe"], "safety"))) == 90
+    assert len(list(read_records("builtin", ["helpful", "refusal"], "harmless"))) == 60
+    domains = {record.domain for record in read_records("builtin")}
+    assert domains == {"medical", "financial", "legal"}
+    with pytest.raises(AlignvecError, match=r"may be levels .*: helpful, refusal"):
+        list(read_records("builtin", domain="harmless"))
+    with pytest.raises(AlignvecError, match="its domains: financial, legal, medical"):
+        list(read_records("builtin", domain="harm"))
+
+
+def test_a_file_of_ones_own_may_have_those_domains_too(tmp_path):
+    records = [{**GOOD, "domain": "safety"}, {**GOOD, "id": "b", "domain": "harmless"}]
+    assert [record.id for record in read(tmp_path, *records, domain="harmless")] == ["b"]
+
+
 def test_safety_pairs_and_trl_files_are_records_too(tmp_path):
     safety = next(file for file in builtin_files() if file.name == "safety.jsonl")
     assert len(list(read_records(safety, ["safe", "unsafe"]))) == 90

@@ -1,8 +1,9 @@
 """Preference records and how they are read.
 
 A record is a query with a response at each of several levels. Every source that people have is one
-of these: our three levels (`avoidance`, `generic`, `expert`), safety pairs (`safe`, `unsafe`), and
-the `prompt`/`chosen`/`rejected` files that TRL trains on, plain or conversational (`forms`).
+of these: our three levels (`avoidance`, `generic`, `expert`), safety pairs (`safe`, `unsafe`),
+harmless look-alikes (`helpful`, `refusal`), and the `prompt`/`chosen`/`rejected` files that TRL
+trains on, plain or conversational (`forms`).
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ def read_records(
             Parquet, Arrow, CSV or JSON files, or a hub id (its `train` rows, streamed; a
             configuration after a colon).
         levels: the levels that every record must have.
-        domain: keep only this domain.
+        domain: keep only this domain. `safety` and `harmless` of `builtin`, with levels of their
+            own, are read only so.
         split: keep only `train`, `validation` or `test` (see `split_of`).
 
     Raises:
@@ -96,7 +98,7 @@ def read_records(
     first_seen: dict[str, str] = {}
     domains: set[str] = set()
     kept = 0
-    for place, fields in rows(str(source)):
+    for place, fields in rows(str(source), domain):
         record = _validated_record(place, fields, levels)
         if record.id in first_seen and not record.split_key:
             raise AlignvecError(

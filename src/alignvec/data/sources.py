@@ -16,6 +16,7 @@ from typing import Any
 from alignvec.errors import AlignvecError, one_line
 
 BUILTIN = "builtin"
+_APART = ("safety", "harmless")  # built-in domains with levels of their own
 _JSON = (".jsonl", ".ndjson", ".json")
 _TABLES = (".csv", ".tsv")
 _COLUMNS = (".parquet", ".arrow")  # that datasets reads
@@ -23,11 +24,15 @@ _LONGEST_CELL = 2**31 - 1
 _BETWEEN = ", \t\r\n"  # two items of an array
 
 
-def rows(source: str) -> Iterator[tuple[str, Any]]:
+def rows(source: str, domain: str | None = None) -> Iterator[tuple[str, Any]]:
     """(where, fields) of every row of a source.
 
     A file is JSON Lines, one JSON array or a table (CSV, TSV), each perhaps packed by gzip, or it
     is Parquet or Arrow: its name says which, in capitals or not.
+
+    Args:
+        domain: of `builtin`, `safety` or `harmless` gives the rows of that domain alone, which are
+            not among the others. Other domains are not told apart here.
 
     Raises:
         AlignvecError: there is no such source, or a row of it cannot be read; with file and line.
@@ -35,7 +40,8 @@ def rows(source: str) -> Iterator[tuple[str, Any]]:
     path = Path(source).expanduser()
     kind = Path(path.name.lower().removesuffix(".gz")).suffix
     if source == BUILTIN:
-        for file in builtin_levels():
+        apart = [file for file in builtin_files() if file.stem == domain and domain in _APART]
+        for file in apart or builtin_levels():
             yield from _json_rows(file)
     elif path.is_file() and kind in _JSON:
         yield from _json_rows(path)
@@ -64,8 +70,8 @@ def builtin_files() -> list[Path]:
 
 
 def builtin_levels() -> list[Path]:
-    """Those with levels: safety pairs are to be read as a file of their own."""
-    return [file for file in builtin_files() if file.name != "safety.jsonl"]
+    """Those with three levels: safety pairs and harmless look-alikes are read by their domain."""
+    return [file for file in builtin_files() if file.stem not in _APART]
 
 
 def is_table(path: Path) -> bool:
