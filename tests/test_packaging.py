@@ -22,6 +22,7 @@ NEEDS = {
     "align": ["align"],
     "route": ["search"],
     "search": ["search"],
+    "evaluate": ["data"],
     "data": ["data"],
     "data/annotation": ["data", "ui"],
     "cli": CAPABILITIES,

@@ -21,6 +21,7 @@ from alignvec.base.load import Base
 from alignvec.base.messages import Messages
 from alignvec.base.prompts import Prompt
 from alignvec.base.state import model_state
+from alignvec.data.words import words
 from alignvec.evaluate.likelihood import response_scores
 from alignvec.knobs.model import KnobModel
 from alignvec.knobs.setting import SettingLike
@@ -78,9 +79,19 @@ def repeated(text: str, length: int = 4) -> float:
     Any number is as good as another: a text that counts ("20% better, 30% better, ...") goes round
     in circles too.
     """
-    words = _NUMBER.sub("0", text).split()
-    grams = [tuple(words[start : start + length]) for start in range(len(words) - length + 1)]
+    spaced = _NUMBER.sub("0", text).split()
+    grams = [tuple(spaced[start : start + length]) for start in range(len(spaced) - length + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def variety(text: str, stretch: int = 40) -> float:
+    """The share of different words without a digit, the mean over all stretches of so many words;
+    0 if there are no words. It does not depend on the length of a text that has one stretch.
+    """
+    said = [word.lower() for word in words(_NUMBER.sub("0", text))]
+    stretches = [said[start : start + stretch] for start in range(max(1, len(said) - stretch + 1))]
+    different = [len({word for word in some if not _has_digit(word)}) for some in stretches]
+    return float(np.mean(different)) / max(1, len(stretches[0]))
 
 
 def finished(text: str) -> bool:
@@ -90,8 +101,12 @@ def finished(text: str) -> bool:
 
 def numbers(texts: Sequence[str]) -> float:
     """The share of the words of some texts that have a digit in them; 0 if there are none."""
-    words = [word for text in texts for word in text.split()]
-    return sum(any(letter.isdigit() for letter in word) for word in words) / max(1, len(words))
+    spaced = [word for text in texts for word in text.split()]
+    return sum(map(_has_digit, spaced)) / max(1, len(spaced))
+
+
+def _has_digit(word: str) -> bool:
+    return any(letter.isdigit() for letter in word)
 
 
 def reading(

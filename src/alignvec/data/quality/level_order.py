@@ -13,14 +13,12 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
-from sklearn.pipeline import make_union
 
 from alignvec.data.quality.expected import Expected
 from alignvec.data.records import Record
-from alignvec.data.words import words
+from alignvec.data.wording import wording
 
 _FEWEST = 30  # records
 _FOLDS = 10
@@ -100,13 +98,7 @@ def level_scores(responses: Sequence[Sequence[str]], declines: Sequence[bool]) -
         The level, 0 the lowest; and the way from an answer (0) to a refusal (1). Records x levels.
     """
     records, levels = len(responses), len(declines)
-    options: dict[str, Any] = {"sublinear_tf": True, "dtype": np.float32}
-    spoken = TfidfVectorizer(
-        ngram_range=(1, 2), min_df=2, tokenizer=words, token_pattern=None, **options
-    )
-    letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), min_df=3, **options)
-    texts = [text for record in responses for text in record]
-    features = make_union(spoken, letters).fit_transform(texts)
+    features = wording().fit_transform([text for record in responses for text in record])
     wanted = np.column_stack([np.arange(levels), np.array(declines, np.float32)])
     ridge = Ridge(_RIDGE_ALPHA, tol=0.01)
     folds = PredefinedSplit(np.repeat(np.arange(records) % _FOLDS, levels))
