@@ -86,11 +86,11 @@ def reproduce(
         studies.append(
             Study(
                 one, (out or Path()) / name, PRESETS[preset], data,
-                levels_of(levels, None)[0], reader or (others or [None])[0],
+                levels_of(levels, None)[0], reader or next(iter(others), None),
                 dtype=dtype, device=device, seed=seed,
             )
         )  # fmt: skip
-    if dry_run:
+    if out is None or dry_run:
         _tell(studies, part, as_json)
         return
     for study in studies:

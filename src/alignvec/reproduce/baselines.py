@@ -1,29 +1,137 @@
 """Part 8, what else turns at test time, on the same data with the same measures.
 
-    steering    a vector on the residual stream: the difference of means (CAA)
-    bipo        such a vector trained by a bidirectional preference loss
+    steering    a vector added to the residual stream: the difference of means (CAA)
+    bipo        such a vector, trained by a bidirectional preference loss
     dera        logits between the base and the aligned model, two passes a token
-    soup        the weights between two models, each trained towards one end
-    scaled      plain LoRA of the paper's training, its scale turned
-    along       ours
+    soup        weights between two models, each trained towards one end (rewarded soups)
+    scaled      plain LoRA, its scale turned: the paper's vector
+    along       ours, at the places that training gave the levels
 
-Each at the strength that reaches a level best on validation queries.
+Each of the others at that of its strengths where a level's rate is highest on validation queries.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from alignvec.data.pairs import preference_pairs
 from alignvec.evaluate.rates import rates_of
-from alignvec.reproduce.dera import Realigned
+from alignvec.reproduce.dera import DeRa
 from alignvec.reproduce.item import Item, Work
-from alignvec.reproduce.steering import Steered, bipo, choose_layer, difference_of_means
+from alignvec.reproduce.steering import Steered
+from alignvec.reproduce.steering_choice import Choice, choose
+from alignvec.reproduce.steering_vectors import BiPOSettings, bipo, difference_of_means
 from alignvec.reproduce.study import Study
 from alignvec.reproduce.subject import Subject, Turned
 from alignvec.reproduce.training import ALONG, ONE_SIDED, aligned_model, knobs_of, vector
 from alignvec.vector.alignment_vector import AlignmentVector
 
 TITLE = "Baselines at test time"
+_TURNS = (-2.0, -1.5, -1.0, -0.5, 0.5, 1.0, 1.5, 2.0)
+_BETWEEN = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+STRENGTHS: dict[str, Sequence[float]] = {
+    "steering": _TURNS, "bipo": _TURNS, "dera": _TURNS, "soup": _BETWEEN, "scaled": _TURNS,
+}  # fmt: skip
+WAYS = (*STRENGTHS, "along")
+
+
+def items(study: Study) -> Iterator[Item]:
+    """Of each way and domain all levels at once: they share what has to be made first."""
+    for domain in study.domains:
+        queries = len(study.records(domain, "test"))
+        answers = min(queries, study.scale.answers)
+        train = len(study.records(domain, "train"))
+        for way in WAYS:
+            made = {"bipo": study.scale.steering * 4, "soup": train * study.scale.epochs}
+            work = Work(
+                trained=made.get(way, 0),
+                scored=study.scale.searched * len(STRENGTHS.get(way, ()))
+                + queries * len(study.levels),
+                written=answers * len(study.levels) * (2 if way == "dera" else 1),
+            )
+            yield Item(f"baselines/{domain}/{way}", partial(_measured, study, domain, way), work)
+
+
+def _measured(study: Study, domain: str, way: str) -> dict[str, Any]:
+    """What it took to make, and level -> what is measured, with the strength."""
+    start = time.perf_counter()
+    turned = _MAKERS[way](study, domain)
+    made = time.perf_counter() - start
+    chosen = study.places if way == "along" else _best(study, domain, turned, STRENGTHS[way])
+    return {
+        "seconds": round(made, 1),
+        "levels": {
+            level: {"strength": strength, **study.measure(turned(strength), domain)}
+            for level, strength in chosen.items()
+        },
+    }
+
+
+def _best(
+    study: Study, domain: str, turned: Callable[[float], Subject], strengths: Sequence[float]
+) -> dict[str, float]:
+    """Level -> the strength where its rate is highest, the smallest turn among equals."""
+    some = study.records(domain, "validation")[: study.scale.searched]
+    rates = {
+        strength: rates_of(turned(strength).scores(some, study.levels), study.levels).rate
+        for strength in strengths
+    }
+
+    def best(level: str) -> float:
+        return max(strengths, key=lambda strength: (rates[strength][level], -abs(strength)))
+
+    return {level: best(level) for level in study.levels}
+
+
+def _steering(study: Study, domain: str, trained: bool = False) -> Callable[[float], Subject]:
+    base = study.knobs({})
+    model, tokenizer = base.model, base.tokenizer
+    train, some = study.records(domain, "train"), study.records(domain, "validation")
+    low, high = study.levels[0], study.levels[-1]
+
+    def means(layer: int) -> Any:
+        return difference_of_means(model, tokenizer, train, low, high, layer)
+
+    some = some[: study.scale.searched]
+    found: Choice = choose(model, tokenizer, some, low, high, means)
+    added = found.strength * found.vector
+    if trained:  # a vector for every layer would be a training for each
+        settings = BiPOSettings(steps=study.scale.steering, seed=study.seed)
+        added = bipo(model, tokenizer, train, low, high, found.layer, settings)
+    return lambda strength: Steered(model, tokenizer, added, found.layer, strength)
+
+
+def _dera(study: Study, domain: str) -> Callable[[float], Subject]:
+    model = knobs_of(study, ONE_SIDED)
+    return lambda strength: DeRa(model, {domain: 1.0}, strength)
+
+
+def _soup(study: Study, domain: str) -> Callable[[float], Subject]:
+    """At 0 the model that was trained towards the low end, at 1 that towards the high one."""
+    low = study.out / "vectors" / "low" / domain
+    if not low.exists():
+        pairs = list(preference_pairs(study.records(domain, "train"), study.levels))
+        aligned = aligned_model(study, f"low-{domain}", pairs, study.scale.method)
+        AlignmentVector.extract(study.base, aligned).save_pretrained(low)
+    ends: dict[str, Path] = {"low": low, "high": vector(study, ONE_SIDED, domain)}
+    model = study.knobs(ends)
+    return lambda share: Turned(model, {"low": 1 - share, "high": share})
+
+
+def _knob(study: Study, domain: str, way: str) -> Callable[[float], Subject]:
+    model = knobs_of(study, way)
+    return lambda strength: Turned(model, {domain: strength})
+
+
+_MAKERS: dict[str, Callable[[Study, str], Callable[[float], Subject]]] = {
+    "steering": _steering,
+    "bipo": partial(_steering, trained=True),
+    "dera": _dera,
+    "soup": _soup,
+    "scaled": partial(_knob, way=ONE_SIDED),
+    "along": partial(_knob, way=ALONG),
+}

@@ -19,7 +19,7 @@ from typing import Any
 
 from alignvec.data.pairs import PreferencePair, preference_pairs
 from alignvec.reproduce.item import Item, Work
-from alignvec.reproduce.prompting import Prompted, system_prompt
+from alignvec.reproduce.prompting import Prompted, system_prompt, with_system
 from alignvec.reproduce.study import Study
 from alignvec.reproduce.subject import Subject, Turned
 from alignvec.reproduce.training import ALONG, ONE_SIDED, aligned_model, knobs_of
@@ -108,9 +108,7 @@ def _searched(study: Study) -> dict[str, Any]:
 def _router(study: Study) -> Router:
     """Reads the words alone; fitted on queries of the train part."""
     seen = [one for domain in study.domains for one in study.records(domain, "train")]
-    return Router.fit(
-        None, None, [r.query for r in seen], [r.domain for r in seen], reads="text"
-    )
+    return Router.fit(None, None, [r.query for r in seen], [r.domain for r in seen], reads="text")
 
 
 def _routing(study: Study) -> dict[str, Any]:
@@ -124,7 +122,9 @@ def _routing(study: Study) -> dict[str, Any]:
 def _reached(study: Study, way: str, target: Target) -> dict[str, Any]:
     places = {domain: study.places[level] for domain, level in target.items()}
     if way == "prompting":
-        return _measured(study, Prompted(study.knobs({}), system_prompt(target)), target)
+        return _measured(
+            study, Prompted(study.knobs({}), with_system(system_prompt(target))), target
+        )
     if way == "grid":
         found = study.once(next(items(study)))["found"]
         places = next(one["setting"] for one in found if one["target"] == target)

@@ -18,11 +18,10 @@ import torch
 
 from alignvec.base.messages import Messages
 from alignvec.base.prompts import Prompt
-from alignvec.data import Record
 from alignvec.evaluate.judged import judged
 from alignvec.knobs.model import KnobModel
 from alignvec.reproduce.item import Item, Work
-from alignvec.reproduce.prompting import few_shot, system_prompt
+from alignvec.reproduce.prompting import Prompted, system_prompt, with_examples, with_system
 from alignvec.reproduce.study import Study
 from alignvec.reproduce.training import ALONG, vector
 
@@ -45,9 +44,9 @@ def _compared(study: Study, domain: str) -> dict[str, Any]:
     asked = study.records(domain, "test")[: study.scale.answers]
     bounds = study.bounds(domain)
     vectors = {domain: vector(study, ALONG, domain)}
-    told: dict[str, Callable[[Messages], Messages]] = {
-        "system prompt": system_prompt({domain: top}),
-        "few-shot": few_shot(study.records(domain, "train"), top),
+    told = {
+        "system prompt": with_system(system_prompt({domain: top})),
+        "few-shot": with_examples(study.records(domain, "train"), {domain: top}),
     }
     runs: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
     for _ in range(_ROUNDS):
@@ -55,7 +54,10 @@ def _compared(study: Study, domain: str) -> dict[str, Any]:
             model = study.knobs(vectors, mode="gate" if way == "gated" else "fold")
             turned = {domain: study.places[top]} if way in ("gated", "folded") else {}
             with model.at(turned):
-                runs[way].append(_timed(model, asked, told.get(way), study.scale.tokens))
+                prompts = [one.prompt for one in asked]
+                if way in told:
+                    prompts = [*map(Prompted(model, told[way]).asked, prompts)]
+                runs[way].append(_timed(model, prompts, study.scale.tokens))
     return {
         way: {
             **{
@@ -73,27 +75,26 @@ def _compared(study: Study, domain: str) -> dict[str, Any]:
 
 def _timed(
     model: KnobModel,
-    records: Sequence[Record],
-    told: Callable[[Messages], Messages] | None,
+    asked: Sequence[Messages],
     tokens: int,
 ) -> dict[str, Any]:
     """Means over the queries: tokens read and written, seconds, seconds to the first token."""
-    asked = [told(one.prompt) if told else one.prompt for one in records]
     read = [len(Prompt(model.tokenizer, one).tokens) for one in asked]
-    first = [_seconds(lambda one=one: model.generate(one, max_new_tokens=1)) for one in asked]
-    before, texts, seconds = _joules(), [], []
+    first = [_seconds(partial(model.generate, one, max_new_tokens=1)) for one in asked]
+    texts: list[str] = []
+    seconds, watts = [], []
     for one in asked:
         start = time.perf_counter()
         texts += model.generate(one, max_new_tokens=tokens)
         seconds.append(time.perf_counter() - start)
-    after = _joules()
+        watts.append(_watts())
     written = [len(model.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
     return {
         "read": statistics.mean(read),
         "written": statistics.mean(written),
         "seconds": statistics.mean(seconds),
         "first_token": statistics.mean(first),
-        "joules": None if before is None or after is None else (after - before) / len(asked),
+        "joules": None if None in watts else statistics.mean(watts) * statistics.mean(seconds),
         "texts": texts,
     }
 
@@ -109,14 +110,11 @@ def _median(values: Sequence[float | None]) -> float | None:
     return statistics.median(known) if known else None
 
 
-def _joules() -> float | None:
-    """What the GPU has used so far; None without one, or without its library."""
+def _watts() -> float | None:
+    """What the GPU draws now; None without one, or without the library that says it."""
     if not torch.cuda.is_available():
         return None
     try:
-        import pynvml
-    except ImportError:
+        return torch.cuda.power_draw() / 1000
+    except (ModuleNotFoundError, RuntimeError):
         return None
-    pynvml.nvmlInit()
-    handle = pynvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
-    return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000

@@ -1,4 +1,4 @@
-"""Part 1, one domain (the paper's Figure 2): both rates against lambda, beside what needs no vector.
+"""Part 1, one domain (the paper's Figure 2): both rates against lambda, beside prompts.
 
 The base as it is, one system prompt a level, a few examples a level; the aligned model is the
 paper's vector at lambda = 1.
@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from alignvec.reproduce.item import Item, Work
-from alignvec.reproduce.prompting import Prompted, few_shot, system_prompt
+from alignvec.reproduce.prompting import Prompted, system_prompt, with_examples, with_system
 from alignvec.reproduce.study import Study
 from alignvec.reproduce.subject import Turned
 from alignvec.reproduce.training import WAYS, knobs_of
@@ -42,7 +42,7 @@ def _turned(study: Study, way: str, domain: str, strength: float) -> dict[str, A
 
 def _prompted(study: Study, kind: str, domain: str, level: str) -> dict[str, Any]:
     if kind == "system":
-        told = system_prompt({domain: level})
+        told = with_system(system_prompt({domain: level}))
     else:
-        told = few_shot(study.records(domain, "train"), level)
+        told = with_examples(study.records(domain, "train"), {domain: level})
     return study.measure(Prompted(study.knobs({}), told), domain)

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -203,9 +203,7 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value, allow_nan=False))
 
 
-def _parts(
-    records: Sequence[Record], domains: Sequence[str]
-) -> dict[str, dict[str, list[Record]]]:
+def _parts(records: Sequence[Record], domains: Sequence[str]) -> dict[str, dict[str, list[Record]]]:
     """Domain -> split -> records. What comes again in the test part is not trained on.
 
     Raises:

@@ -85,5 +85,3 @@ def measured(
         "text": asdict(text_quality(texts, read)),
         "answers": texts,
     }
-
-

@@ -42,9 +42,7 @@ def items(study: Study) -> Iterator[Item]:
 def safety_stage(study: Study) -> str:
     """The folder of the base aligned for safety, all its weights trained."""
     pairs = list(preference_pairs(study.records(SAFETY, "train"), SAFE[::-1]))
-    folder = aligned_model(
-        study, "safety-aligned", pairs, "full", epochs=study.scale.passes
-    )
+    folder = aligned_model(study, "safety-aligned", pairs, "full", epochs=study.scale.passes)
     return str(folder)
 
 

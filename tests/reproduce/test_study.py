@@ -1,0 +1,127 @@
+"""The whole study on a tiny random model: every part, each result once, whatever the data."""
+
+import json
+
+import pytest
+
+from alignvec.errors import AlignvecError
+from alignvec.reproduce import behaviours, run, training
+from alignvec.reproduce.item import Item, Work
+from alignvec.reproduce.run import PARTS, items_of
+from alignvec.reproduce.scale import PRESETS, Scale
+from alignvec.reproduce.study import Study
+from alignvec.search import behaviours as combinations
+
+TINY = Scale(
+    train=5, passes=1, rank=4, queries=3, answers=2, tokens=8, strengths=(-1.0, 0.0, 1.0),
+    few=(0.0, 1.0), grid=(-1.0, 1.0), searched=2, targets=2, retrained=1, steering=2,
+)  # fmt: skip
+LEVELS = ["curt", "plain", "rich"]
+TOLD = {
+    "curt": "no idea at all, ask someone else",
+    "plain": "a few minutes will usually do it",
+    "rich": "brew {} at ninety degrees for three minutes",
+}
+
+
+@pytest.fixture(scope="module")
+def base(tiny):
+    return str(tiny(max_position_embeddings=2048))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Two domains with levels of other names than ours."""
+    file = tmp_path_factory.mktemp("data") / "drinks.jsonl"
+    with file.open("w") as lines:
+        for domain in ("tea", "rum"):
+            for number in range(40):
+                told = {level: text.format(domain) for level, text in TOLD.items()}
+                query = f"how about {domain} number {number}?"
+                line = {"id": f"{domain}{number}", "domain": domain, "query": query, **told}
+                lines.write(json.dumps(line) + "\n")
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def whole(base, data, tmp_path_factory):
+    """A study that has run to its end."""
+    study = Study(base, tmp_path_factory.mktemp("study") / "s", TINY, data, LEVELS, reader=base)
+    with study.opened():
+        run.run(study)
+    return study
+
+
+def test_every_part_gives_its_results(whole):
+    for part, item in items_of(whole):
+        assert whole.done(item), f"{part}: {item.name}"
+    found = whole.result("single/tea/along/1")
+    assert sum(found["rates"]["rate"].values()) == pytest.approx(1)
+    assert len(found["answers"]) == found["judged"]["answers"] == TINY.answers
+    assert found["text"]["likelihood"] < 0  # under the reader
+
+
+def test_results_are_those_of_the_ways_that_they_are_named_after(whole):
+    """At 0 nothing is turned: the base. Added and routed differ in what acts alone."""
+    base = whole.result("base/tea")["answers"]
+    assert whole.result("single/tea/along/0")["answers"] == base
+    assert whole.result("transfer/tea/along/base/0")["tea"]["answers"] == base
+    target = next(combinations(whole.domains, whole.levels))
+    name = ",".join(f"{domain}={level}" for domain, level in target.items())
+    added, grid = (whole.result(f"behaviours/{way}/{name}") for way in ("added", "grid"))
+    assert added["target"] == grid["target"] == target
+    assert set(added["domains"]) == {"tea", "rum"}
+    assert whole.result("together/1/tea")["tea"] == whole.result("single/tea/along/1")
+
+
+def test_nothing_is_computed_twice(whole):
+    for part in PARTS.values():
+        for item in part.items(whole):
+            whole.once(Item(item.name, lambda: 1 / 0, Work()))
+
+
+def test_another_study_in_the_folder_is_refused(whole, base, data):
+    with pytest.raises(AlignvecError, match="holds a study of other models"):
+        with Study(base, whole.out, TINY, data, LEVELS, seed=1).opened():
+            pass
+
+
+def test_one_domain_has_no_combinations(base, data, tmp_path):
+    lines = [line for line in open(data) if '"tea"' in line]
+    (tmp_path / "tea.jsonl").write_text("".join(lines))
+    study = Study(base, tmp_path / "s", TINY, str(tmp_path / "tea.jsonl"), LEVELS)
+    names = [item.name for _, item in items_of(study)]
+    assert not [name for name in names if name.startswith(("behaviours", "change", "together"))]
+    with study.opened():
+        run.run(study, ["training", "leak", "ability"])
+    assert study.result("leak/along")[0]["normalised"] == dict.fromkeys(LEVELS)
+
+
+def test_a_domain_too_small_to_be_split_is_refused(base, tmp_path):
+    file = tmp_path / "few.jsonl"
+    file.write_text("\n".join(json.dumps({"query": f"q{n}", "a": "x", "b": "y"}) for n in range(2)))
+    with pytest.raises(AlignvecError, match="has no records in the .* part"):
+        Study(base, tmp_path / "s", TINY, str(file), ["a", "b"])
+
+
+def test_an_unknown_part_is_refused_before_anything_runs(whole):
+    with pytest.raises(AlignvecError, match="unknown part 'singel'; did you mean 'single'"):
+        list(items_of(whole, ["singel"]))
+
+
+def test_retrained_behaviours_stand_for_all(whole):
+    """Of three domains at three levels each domain takes each level once."""
+    three = [dict(zip("abc", turn, strict=True)) for turn in ("xyz", "yzx", "zxy")]
+
+    class Told:
+        domains, levels, scale = ["a", "b", "c"], ["x", "y", "z"], PRESETS["paper"]
+
+    assert behaviours.retrained(Told)[:3] == three
+    assert len(behaviours.retrained(Told)) == 27
+
+
+def test_vectors_are_trained_once(whole, monkeypatch):
+    monkeypatch.setattr(training, "align", None)
+    for way in training.WAYS:
+        for domain in (*whole.domains, "safety"):
+            assert training.vector(whole, way, domain).is_dir()
