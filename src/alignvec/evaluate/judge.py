@@ -163,9 +163,7 @@ def cross_validated(records: Sequence[Record], levels: Sequence[str], folds: int
     return Accuracy.of(told, wanted)
 
 
-def _references(
-    records: Sequence[Record], levels: Sequence[str]
-) -> tuple[list[str], list[str]]:
+def _references(records: Sequence[Record], levels: Sequence[str]) -> tuple[list[str], list[str]]:
     """Every response and its level."""
     pairs = [(record.levels[level], level) for record in records for level in levels]
     return [text for text, _ in pairs], [level for _, level in pairs]
