@@ -8,7 +8,7 @@ kappa. Every answer lies in a journal: a killed run goes on and pays for nothing
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -137,26 +137,23 @@ class ChatJudge:
                 budget is spent; what it did answer is in the journal.
         """
         names = list(self.rubric)
-        orders = [names, names[::-1]]
-
-        def tasks() -> Iterator[Task | None]:
-            for number, (query, text) in enumerate(zip(queries, texts, strict=True), 1):
-                for order in orders:
-                    yield self._task(query, text, order, number) if text.strip() else None
-
+        tasks = [
+            self._task(query, text, order, number) if text.strip() else None
+            for number, (query, text) in enumerate(zip(queries, texts, strict=True), 1)
+            for order in (names, names[::-1])
+        ]
+        asked = [task for task in tasks if task]
         with closing(Journal(self.journal)) as journal:
             outcome = write_texts(
-                lambda: (task for task in tasks() if task),
-                self.chat, journal, self._budget, self._concurrency,
-            )  # fmt: skip
+                lambda: asked, self.chat, journal, self._budget, self._concurrency
+            )
             if outcome.unanswered or outcome.beyond:
                 raise AlignvecError(f"the judge {self.chat.name} is not done: {outcome.missing}")
-            found = [task and journal.text(task, self.chat) for task in tasks()]
-        told = [one and level_in(one.text, names) for one in found]
-        asked = sum(task is not None for task in tasks())
+            found = [journal.text(task, self.chat) if task else None for task in tasks]
+        told = [level_in(one.text, names) if one else None for one in found]
         had = sum(one is not None for one in found)
         unreadable = had - sum(level is not None for level in told)
-        return Verdicts(names, told[::2], told[1::2], unreadable, asked - had)
+        return Verdicts(names, told[::2], told[1::2], unreadable, len(asked) - had)
 
     def _task(self, query: Messages, text: str, order: Sequence[str], number: int) -> Task:
         *others, last = order
