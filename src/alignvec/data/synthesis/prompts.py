@@ -17,7 +17,7 @@ import yaml
 from alignvec.errors import AlignvecError
 
 _FOLDER = Path(str(resources.files("alignvec.data"))) / "prompts"
-KINDS = ("persona", "query", "response")
+KINDS = ("persona", "query", "response", "judge")
 # What CreatePersona spreads its people over: trait -> values.
 PEOPLE: dict[str, list[str]] = yaml.safe_load((_FOLDER / "people.yaml").read_text("utf-8"))
 Message = dict[str, str]
