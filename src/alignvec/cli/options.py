@@ -91,6 +91,15 @@ Spectra = Annotated[
         help="Of a domain of the data; repeat. Those that ship with alignvec are known.",
     ),
 ]
+EndpointOption = Annotated[
+    str | None,
+    typer.Option(
+        "--endpoint",
+        metavar="URL",
+        help="A server that speaks OpenAI's API, up to /v1; 'openai' is OpenAI itself. The key "
+        "is read from OPENAI_API_KEY.",
+    ),
+]
 LevelNames = Annotated[
     str | None, typer.Option("--levels", metavar="LOW,...,HIGH", help="Default: the data's own.")
 ]

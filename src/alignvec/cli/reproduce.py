@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from alignvec.cli.inputs import levels_of
-from alignvec.cli.options import Data, Device, Dtype, LevelNames
+from alignvec.cli.options import Data, Device, Dtype, EndpointOption, LevelNames
 from alignvec.cli.output import print_json, print_table
 from alignvec.errors import AlignvecError, check_known
 
@@ -52,6 +52,13 @@ def reproduce(
         str | None,
         typer.Option(metavar="BASE", help="The other model, of a study of one."),
     ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="A model behind --endpoint that judges the answers as well."
+        ),
+    ] = None,
+    endpoint: EndpointOption = None,
     seed: Annotated[int, typer.Option(help="Of training.")] = 0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="What would run, where, and how long it may take.")
@@ -68,6 +75,7 @@ def reproduce(
     model, and over all of them report.html, report.md, report.json and tables/.
     """
     from alignvec.base.source import base_name
+    from alignvec.data.synthesis.endpoint import Endpoint
     from alignvec.report.study import write_report
     from alignvec.reproduce.run import run
     from alignvec.reproduce.scale import BASES, PRESETS
@@ -80,13 +88,16 @@ def reproduce(
     names = [base_name(one).replace("/", "--") for one in models]
     if len(set(names)) < len(names):
         raise AlignvecError(f"two models would be called '{names[0]}'; give each its own name")
+    if (judge is None) != (endpoint is None):
+        raise AlignvecError("a judge is --judge NAME behind --endpoint URL; give both")
+    chat = Endpoint(None if endpoint == "openai" else endpoint, judge, 0.0) if judge else None
     studies = []
     for one, name in zip(models, names, strict=True):
         others = [other for other in models if other != one]
         studies.append(
             Study(
                 one, (out or Path()) / name, PRESETS[preset], data,
-                levels_of(levels, None)[0], reader or next(iter(others), None),
+                levels_of(levels, None)[0], reader or next(iter(others), None), chat,
                 dtype=dtype, device=device, seed=seed,
             )
         )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from alignvec.cli.options import AsJson, Out, Overwrite, SpectrumOption
+from alignvec.cli.options import AsJson, EndpointOption, Out, Overwrite, SpectrumOption
 from alignvec.cli.output import print_json
 from alignvec.errors import AlignvecError
 
@@ -26,15 +26,6 @@ app = typer.Typer()
 Model = Annotated[
     str,
     typer.Option(help="Who writes: a model on this machine, or of the endpoint by its name there."),
-]
-EndpointOption = Annotated[
-    str | None,
-    typer.Option(
-        "--endpoint",
-        metavar="URL",
-        help="A server that speaks OpenAI's API, up to /v1; 'openai' is OpenAI itself. The key "
-        "is read from OPENAI_API_KEY.",
-    ),
 ]
 Temperature = Annotated[float, typer.Option(min=0, help="0 is greedy.")]
 Concurrency = Annotated[int, typer.Option(min=1, help="Requests at the same time.")]

@@ -1,4 +1,4 @@
-"""Part 7, the cost of change (the paper: 12 times): every behaviour by vectors and a search, against
+"""Part 7, the cost of change (the paper: 12 times): every behaviour by vectors and a search, and by
 a retraining for each.
 
 No model is run: the times are those that the trainings and the search of the other parts took.
@@ -29,7 +29,7 @@ def items(study: Study) -> Iterator[Item]:
 
 
 def _counted(study: Study) -> dict[str, Any]:
-    """Seconds of each way; the retrainings that were not run count as the mean of those that were."""
+    """Seconds of each way; a retraining that was not run counts as the mean of those that were."""
     for item in behaviours.items(study):
         if "retrained" in item.name or item.name == "behaviours/search":
             study.once(item)

@@ -1,5 +1,5 @@
-"""Part 10, the data: its sheet, what cleaning rejects, and whether a reader of texts alone tells the
-levels as their authors meant them.
+"""Part 10, the data: its sheet, what cleaning rejects, and whether a reader of texts alone tells
+the levels as their authors meant them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Part 6, the cost of inference (the paper: half of prompting), at the level that is asked for.
 
-The same queries, the top level of each domain: by a system prompt, by examples, by a knob beside the
-weights and by one folded into them. Tokens read and written, seconds to the first token and in all;
+The same queries, the top level of each domain: by a system prompt, by examples, by a knob beside
+the weights and by one folded into them. Tokens read and written, seconds to the first token and in all;
 on a GPU the energy too. The judged rate of what was written stands beside: a cheap answer at the
 wrong level is no gain.
 """

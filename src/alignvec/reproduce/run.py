@@ -16,6 +16,7 @@ from alignvec.reproduce import (
     change,
     data,
     inference,
+    judging,
     over_generalisation,
     safety,
     single_domain,
@@ -39,6 +40,7 @@ PARTS: Mapping[str, ModuleType] = {
     "change": change,
     "baselines": baselines,
     "ability": ability,
+    "judging": judging,
     "data": data,
 }
 

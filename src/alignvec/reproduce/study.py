@@ -18,6 +18,7 @@ from alignvec.data import Record, read_records
 from alignvec.data.line import Places, spaced
 from alignvec.data.sources import BUILTIN
 from alignvec.data.splits import SPLITS
+from alignvec.data.synthesis.chat import Chat
 from alignvec.errors import AlignvecError
 from alignvec.evaluate.broken import Bounds
 from alignvec.evaluate.judge import Judge, LevelClassifier
@@ -50,7 +51,7 @@ class Study:
         data: str = BUILTIN,
         levels: Sequence[str] | None = None,
         reader: str | None = None,
-        judge: Judge | None = None,
+        chat: Chat | None = None,
         dtype: str | None = None,
         device: str | None = None,
         seed: int = 0,
@@ -61,14 +62,14 @@ class Study:
             data: records with levels, as everywhere; split by hash.
             levels: from low to high.
             reader: another base, to say how likely it finds what is written.
-            judge: beside the classifier of levels, which is always asked.
+            chat: a model that judges what is written, too, beside the classifier of levels.
 
         Raises:
             AlignvecError: the data cannot be read, or a split of a domain has no records.
         """
         self.base, self.out, self.scale, self.data = base, out, scale, data
         self.dtype, self.device, self.seed, self._reader = dtype, device, seed, reader
-        self.second_judge = judge
+        self.chat = chat
         self._kept: tuple[Any, KnobModel] | None = None
         every = list(read_records(data, levels or ()))
         self.levels = list(levels or every[0].levels)
