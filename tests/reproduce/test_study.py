@@ -1,6 +1,7 @@
 """The whole study on a tiny random model: every part, each result once, whatever the data."""
 
 import json
+from pathlib import Path
 
 import pytest
 

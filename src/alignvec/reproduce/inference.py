@@ -1,9 +1,9 @@
 """Part 6, the cost of inference (the paper: half of prompting), at the level that is asked for.
 
 The same queries, the top level of each domain: by a system prompt, by examples, by a knob beside
-the weights and by one folded into them. Tokens read and written, seconds to the first token and in all;
-on a GPU the energy too. The judged rate of what was written stands beside: a cheap answer at the
-wrong level is no gain.
+the weights and by one folded into them. Tokens read and written, seconds to the first token and in
+all; on a GPU the energy too. The judged rate of what was written stands beside: a cheap answer at
+the wrong level is no gain.
 """
 
 from __future__ import annotations
@@ -82,19 +82,20 @@ def _timed(
     read = [len(Prompt(model.tokenizer, one).tokens) for one in asked]
     first = [_seconds(partial(model.generate, one, max_new_tokens=1)) for one in asked]
     texts: list[str] = []
-    seconds, watts = [], []
+    seconds: list[float] = []
+    watts: list[float] = []
     for one in asked:
         start = time.perf_counter()
         texts += model.generate(one, max_new_tokens=tokens)
         seconds.append(time.perf_counter() - start)
-        watts.append(_watts())
+        watts += filter(None, [_watts()])
     written = [len(model.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
     return {
         "read": statistics.mean(read),
         "written": statistics.mean(written),
         "seconds": statistics.mean(seconds),
         "first_token": statistics.mean(first),
-        "joules": None if None in watts else statistics.mean(watts) * statistics.mean(seconds),
+        "joules": statistics.mean(watts) * statistics.mean(seconds) if watts else None,
         "texts": texts,
     }
 
