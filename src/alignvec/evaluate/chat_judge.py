@@ -50,10 +50,10 @@ class Kappa:
 
 def kappa(one: Sequence[str | None], other: Sequence[str | None], levels: Sequence[str]) -> Kappa:
     """How far two judges agree on the same texts; those of which one told no level are left out."""
-    code = {level: index for index, level in enumerate(levels)}
-    codes = [np.array([code.get(str(level), -1) for level in told]) for told in (one, other)]
+    code: dict[str | None, int] = {level: index for index, level in enumerate(levels)}
+    a, b = (np.array([code.get(level, -1) for level in told], int) for told in (one, other))
     with np.errstate(divide="ignore", invalid="ignore"):  # what is not defined becomes None
-        found = pairwise(*codes, len(levels))
+        found = pairwise(a, b, len(levels))
     value, interval = (found["kappa"][key] for key in ("value", "interval"))
     return Kappa(value, interval and tuple(interval), found["raw"]["items"], found["raw"]["value"])
 
