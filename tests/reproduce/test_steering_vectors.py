@@ -154,12 +154,12 @@ def test_the_layer_is_chosen_that_moves_the_rate_farthest(model, tokenizer, told
     assert torch.equal(chosen.vector, vector_at(1))
 
 
-def test_a_strength_that_breaks_the_text_is_not_chosen(model, tokenizer, told):
+@pytest.mark.parametrize(("allowed", "strength"), [(1e9, 1.0), (-1e9, 0.5)])
+def test_a_strength_that_breaks_the_text_is_not_chosen(
+    allowed, strength, model, tokenizer, told, monkeypatch
+):
     """The farther the better, but for what it costs the very text that is wanted."""
-
-    def vector_at(layer):
-        return difference_of_means(model, tokenizer, told, LOW, HIGH, layer)
-
-    strengths = (0.01, 1000.0)
-    chosen = choose(model, tokenizer, told, LOW, HIGH, vector_at, (0.4,), strengths)
-    assert chosen.strength == 0.01
+    monkeypatch.setattr("alignvec.reproduce.steering_choice._LOST", allowed)
+    vector = bipo(model, tokenizer, told, LOW, HIGH, 1, BiPOSettings(steps=12, learning_rate=0.05))
+    chosen = choose(model, tokenizer, told[:4], LOW, HIGH, lambda _: vector, (0.4,), (1.0, 0.5))
+    assert chosen.strength == strength
