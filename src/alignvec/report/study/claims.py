@@ -53,24 +53,28 @@ class Claim:
 
 
 def claims_table(claims: Sequence[Claim], studies: Sequence[Results]) -> Table:
-    """A line a finding; of a claim that a study cannot speak to, a line that says so."""
+    """A line a finding, the studies beside each other; of a claim that none can speak to, a line
+    that says so.
+    """
     rows: list[Row] = []
     for claim in claims:
-        for study in studies:
-            said = list(claim.find(study)) or [
-                Finding("", "", None, Verdict.MISSING, "this study has no results on it")
-            ]
-            for one in said:
-                model: dict[Column, Cell] = {("", "model"): study.model} if len(studies) > 1 else {}
-                rows.append({
-                    ("", "claim"): claim.text, ("the paper", "figure"): claim.paper,
-                    ("the paper", "where"): claim.where,
-                    **model,
-                    ("", "of"): one.of, ("", "by"): one.measure,
-                    ("found here", "what"): claim.unit, ("found here", "ours (95%)"): one.ours,
-                    ("found here", "verdict"): one.verdict, ("found here", "why"): one.why,
-                })  # fmt: skip
-    return Table("claims", "The paper's claims, and what becomes of them here", rows, _NOTE, 1)
+        said = [{(one.of, one.measure): one for one in claim.find(study)} for study in studies]
+        for of, measure in dict.fromkeys(key for found in said for key in found) or [("", "")]:
+            row: dict[Column, Cell] = {
+                ("", "claim"): claim.text,
+                ("the paper", "figure"): claim.paper, ("the paper", "where"): claim.where,
+                ("ours", "what"): claim.unit, ("ours", "of"): of, ("ours", "by"): measure,
+            }  # fmt: skip
+            for study, found in zip(studies, said, strict=True):
+                one = found.get((of, measure), _NOTHING)
+                group = study.model if len(studies) > 1 else "found"
+                row |= {
+                    (group, "value (95%)"): one.ours, (group, "verdict"): one.verdict,
+                    (group, "why"): one.why,
+                }  # fmt: skip
+            rows.append(row)
+    title = "The paper's claims, and what becomes of them here"
+    return Table("claims", title, rows, _NOTE, 5, folds=False)
 
 
 def criteria_table(claims: Sequence[Claim]) -> Table:
@@ -79,6 +83,7 @@ def criteria_table(claims: Sequence[Claim]) -> Table:
     return Table("claims-criteria", "When a claim holds", rows)
 
 
+_NOTHING = Finding("", "", None, Verdict.MISSING, "no results on it")
 _NOTE = (
     "Every verdict is computed from the results by the criterion in the next table; undecided "
     "means that the 95% interval has room for both. The paper's figures are of a 7B model; a small "

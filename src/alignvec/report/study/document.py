@@ -34,6 +34,7 @@ class Share:
 
 Cell = Verdict | Share | str | float | int | None
 LONG = 36  # lines of a table that a page shows when it is asked to
+SMALL = 4.6  # inches: three panels beside each other
 Column = tuple[str, str]  # the group it stands under, and its own name
 Row = Mapping[Column, Cell]
 
@@ -46,6 +47,7 @@ class Table:
         name: of its file, beside the title that people read.
         note: how to read it.
         steady: how many of the first columns say what a row is of.
+        folds: away, if it is long, until it is asked for.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Table:
     rows: Sequence[Row]
     note: str = ""
     steady: int = 1
+    folds: bool = True
 
     @property
     def columns(self) -> list[Column]:
@@ -141,13 +144,7 @@ def side_by_side(models: Sequence[tuple[str, Sequence[Block]]]) -> list[Block]:
 def _joined(some: Sequence[tuple[str, Block]]) -> Block:
     first = some[0][1]
     if isinstance(first, Table):
-        rows = [
-            {("", "model"): model, **row}
-            for model, block in some
-            if isinstance(block, Table)
-            for row in block.rows
-        ]
-        return Table(first.name, first.title, rows, first.note, first.steady + 1)
+        return _joined_table(first, some)
     if isinstance(first, Chart):
         # Panels of the same thing stand beside each other.
         each = [
@@ -158,13 +155,32 @@ def _joined(some: Sequence[tuple[str, Block]]) -> Block:
         ]
         panels = [panel for _, panel in sorted(each, key=lambda pair: pair[0])]
         return Chart(first.name, first.title, panels, first.note)
-    samples = [
-        Sample(f"{model}: {one.title}", one.query, one.answers)
+    answered = [
+        (index, Sample(f"{one.title}, {model}", one.query, one.answers))
         for model, block in some
         if isinstance(block, Samples)
-        for one in block.samples
+        for index, one in enumerate(block.samples)
     ]
+    samples = [sample for _, sample in sorted(answered, key=lambda pair: pair[0])]
     return Samples(first.name, first.title, samples, first.note)
+
+
+def _joined_table(first: Table, some: Sequence[tuple[str, Block]]) -> Table:
+    """Rows of the same thing below each other, a model each."""
+    found: dict[tuple[str, ...], list[Row]] = {}
+    for model, block in some:
+        if isinstance(block, Table):
+            steady = block.columns[: block.steady]
+            for row in block.rows:
+                key = tuple(written(row.get(column)) for column in steady)
+                of = {column: row.get(column) for column in steady}
+                found.setdefault(key, []).append({**of, ("", "model"): model, **row})
+    rows = [row for same in found.values() for row in same]
+    notes = dict.fromkeys(block.note for _, block in some)
+    note = first.note
+    if len(notes) > 1:  # they say what each model has
+        note = " ".join(f"{model}: {block.note}" for model, block in some)
+    return Table(first.name, first.title, rows, note, first.steady + 1)
 
 
 def written(cell: Cell) -> str:

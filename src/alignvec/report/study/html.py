@@ -10,6 +10,7 @@ from itertools import groupby
 from alignvec.errors import printable
 from alignvec.report.study.document import (
     LONG,
+    SMALL,
     Block,
     Cell,
     Chart,
@@ -73,12 +74,13 @@ def _block(block: Block, drawn: Drawn) -> str:
     if block.note:
         parts.append(f'<p class="note">{_text(block.note)}</p>')
     if isinstance(block, Table):
-        lines = f"<details><summary>{len(block.rows)} lines</summary>", "</details>"
-        before, after = lines if len(block.rows) > LONG else ("", "")
+        lines = f'<details class="long"><summary>{len(block.rows)} lines</summary>', "</details>"
+        before, after = lines if block.folds and len(block.rows) > LONG else ("", "")
         parts += [before, '<div class="scroll">', *_table(block), "</div>", after]
     elif isinstance(block, Chart):
         figures = zip(block.panels, drawn[block.name], strict=True)
-        parts.append('<div class="panels">')
+        small = " small" if block.panels and block.panels[0].width < SMALL else ""
+        parts.append(f'<div class="panels{small}">')
         parts += [
             f"<figure><figcaption>{_text(one.title)}</figcaption>{svg}</figure>"
             for one, svg in figures

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from alignvec.report.study.document import Block, Cell, Chart, Column, Panel, Row, Table
 from alignvec.report.study.results import WAYS, Results, at, rates, real, text
-from alignvec.report.study.svg import named
+from alignvec.report.study.svg import INK, named
 
 TITLE = "Over-generalisation"
 ABOUT = (
@@ -30,20 +30,22 @@ def blocks(study: Results) -> Iterator[Block]:
     for way, told in WAYS.items():
         found = study.found.get(f"leak/{way}")
         knobs = [one for one in found if at(one, "knob")] if isinstance(found, list) else []
-        for level in study.levels:
-            matrix = _matrix(knobs, level)
-            if any(matrix.values()):
-                home = {str(one["knob"]): str(at(one, "home")) for one in knobs}
-                panels.append(_panel(f"{told}: {level}", matrix, home))
-            for one in knobs:
-                of: dict[Column, Cell] = {
-                    ("", "by"): told, ("", "knob"): one["knob"], ("", "at the place of"): level,
-                }  # fmt: skip
+        home = {str(one["knob"]): str(at(one, "home")) for one in knobs}
+        matrices = {level: _matrix(knobs, level) for level in study.levels}
+        panels += [
+            _panel(f"{told}: {level}", matrix, home)
+            for level, matrix in matrices.items()
+            if any(matrix.values())
+        ]
+        for one in knobs:
+            for level, matrix in matrices.items():
                 rise: dict[Column, Cell] = {
                     ("rise of the level's rate in", domain): value
                     for domain, value in matrix[str(one["knob"])].items()
                 }
-                rows.append(of | rise | {
+                rows.append({
+                    ("", "by"): told, ("", "knob"): str(one["knob"]),
+                    ("", "at the place of"): level, **rise,
                     ("leak", "normalised"): real(at(one, "normalised", level)),
                     ("leak", "KL on neutral text"): real(at(one, "neutral", level)),
                 })  # fmt: skip
@@ -105,7 +107,7 @@ def _draw(matrix: Matrix, columns: list[str], home: dict[str, str], drawn: Figur
                 )  # fmt: skip
             if home.get(knob) == domain:
                 axes.plot(
-                    [x, x + 1, x + 1, x, x], [y, y, y + 1, y + 1, y], color="#000000", clip_on=False
+                    [x, x + 1, x + 1, x, x], [y, y, y + 1, y + 1, y], color=INK, clip_on=False
                 )
     axes.set_xticks([x + 0.5 for x in range(len(columns))], [named(one, 12) for one in columns])
     axes.set_yticks([y + 0.5 for y in range(len(matrix))], [named(one, 12) for one in matrix])

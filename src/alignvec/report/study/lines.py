@@ -7,6 +7,7 @@ from functools import partial
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from alignvec.report.figure import MARKERS
 from alignvec.report.study.document import Panel, Share
@@ -49,5 +50,7 @@ def finish(axes: Axes, x: str, y: str) -> None:
     low, high = axes.get_xlim()
     if low <= 0 <= high and "lambda" in x:
         axes.axvline(0, color="#999999", linewidth=1, linestyle=":")
+    if "lambda" not in x:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(x)
     axes.set_ylabel(y)

@@ -49,7 +49,7 @@ def _block(block: Block, files: Mapping[str, Sequence[str]]) -> Iterator[str]:
 
 
 def _table(table: Table) -> Iterator[str]:
-    columns, long = table.columns, len(table.rows) > LONG
+    columns, long = table.columns, table.folds and len(table.rows) > LONG
     if long:
         yield f"<details><summary>{len(table.rows)} lines</summary>\n"
     yield _row([_text(heading(column)) for column in columns])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import combinations
 
 from alignvec.report.study.claims import Claim, Finding
 from alignvec.report.study.document import Share, Verdict
@@ -18,7 +18,7 @@ from alignvec.report.study.results import (
     rate,
     real,
 )
-from alignvec.report.study.several import REACHING, counts
+from alignvec.report.study.several import ADDED, REACHING, counts
 from alignvec.report.study.transfer import STAGES
 
 REACHED, OF = 22, 27  # behaviours
@@ -57,18 +57,14 @@ def rising(study: Results) -> Iterator[Finding]:
     """
     for way, told in WAYS.items():
         for by in MEASURES:
-            rises, falls = {}, []
+            rises: dict[str, Share] = {}
+            falls: list[str] = []
             for domain in study.domains:
                 curve = _curve(study.knob(domain, way), by, study.top)
                 if len(curve) < 2:
                     continue
                 rises[domain] = difference(curve[-1][1], curve[0][1])
-                for (start, before), (end, after) in pairwise(curve):
-                    if difference(after, before).high < 0:
-                        falls.append(
-                            f"{domain} falls from {before.value:.2f} at {start:g} to "
-                            f"{after.value:.2f} at {end:g}"
-                        )
+                falls += _fall(domain, curve)
             if rises:
                 least = min(rises, key=lambda domain: rises[domain].value)
                 verdict = _above_zero(rises[least])
@@ -76,6 +72,18 @@ def rising(study: Results) -> Iterator[Finding]:
                     verdict = Verdict.FAILS
                 why = [f"least in {least}"] if len(rises) > 1 else []
                 yield Finding(told, by, rises[least], verdict, "; ".join(why + falls))
+
+
+def _fall(domain: str, curve: Curve) -> Iterator[str]:
+    """The deepest fall from a strength to a later one that its interval does not explain."""
+    fallen = [
+        (before[1].value - after[1].value, before, after)
+        for before, after in combinations(curve, 2)
+        if difference(after[1], before[1]).high < 0
+    ]
+    if fallen:
+        _, (start, before), (end, after) = max(fallen, key=lambda one: one[0])
+        yield f"{domain} falls from {before.value:.2f} at {start:g} to {after.value:.2f} at {end:g}"
 
 
 def all_levels(study: Results) -> Iterator[Finding]:
@@ -147,8 +155,10 @@ def _mean(some: list[Share]) -> Share:
 
 
 def behaviours_reached(study: Results) -> Iterator[Finding]:
-    """The share of behaviours that a way reaches."""
+    """The share of behaviours that added vectors reach."""
     for one in counts(study):
+        if one.way not in ADDED:
+            continue
         why = f"{one.reached} of {one.of}, {one.firmly} firmly"
         verdict = _at_least(one.share, REACHED / OF)
         yield Finding(REACHING[one.way], one.measure, one.share, verdict, why)
@@ -250,7 +260,8 @@ CLAIMS = (
     Claim(
         "rising", "Within a domain, the expert rate rises with lambda", "it rises", "Figure 2",
         "the rate of the highest level is higher at the highest strength than at the lowest, "
-        "beyond the 95% interval, in every domain; and at no step does it fall beyond that",
+        "beyond the 95% interval, in every domain; and from no strength to a higher one does it "
+        "fall beyond that",
         "least rise over domains", rising,
     ),
     Claim(

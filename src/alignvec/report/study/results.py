@@ -14,7 +14,7 @@ from alignvec.report.study.document import Cell, Column, Share
 from alignvec.search.solution import CLEAR
 
 ALONG, ONE_SIDED = "along", "one-sided"
-WAYS = {ALONG: "trained along the knob (ours)", ONE_SIDED: "plain DPO at one end (the paper)"}
+WAYS = {ALONG: "ours, along the knob", ONE_SIDED: "the paper's, one end"}
 SAFETY, HARMLESS = "safety", "harmless"
 UNSAFE, SAFE = "unsafe", "safe"
 REFUSAL, HELPFUL = "refusal", "helpful"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from alignvec.report.figure import COLOURS
-from alignvec.report.study.document import Block, Cell, Chart, Column, Row, Table
+from alignvec.report.study.document import Block, Chart, Row, Table
 from alignvec.report.study.lines import Line, rate_panel
 from alignvec.report.study.results import (
     HARMLESS,
@@ -30,6 +30,10 @@ ABOUT = (
     "often a harmless question that only sounds dangerous is answered; over-refusal: how often it "
     "is refused. A knob that raises safety by refusing everything is seen in the last two.",
 )
+QUERIES = {
+    SAFETY: ("requests that ask for harm", (UNSAFE, SAFE)),
+    HARMLESS: ("harmless look-alikes", (REFUSAL, HELPFUL)),
+}
 SHOWN = (
     ("safe", SAFETY, SAFE),
     ("helpful", HARMLESS, HELPFUL),
@@ -46,15 +50,15 @@ def blocks(study: Results) -> Iterator[Block]:
             panels.append(rate_panel(told, lines))
     if panels:
         yield Chart("safety-rates", "Safe, helpful, and refused without need", panels)
-    rows: list[Row] = [
-        {("", "by"): told, ("", "at"): strength, **row}
-        for way, told in WAYS.items()
-        for strength, found in study.safety(way)
-        for row in safety_rows(found)
-    ]
-    if rows:
-        note = "Two lines a strength: requests that ask for harm, and harmless look-alikes."
-        yield Table("safety", "Every setting", rows, note, 3)
+    for kind, (what, levels) in QUERIES.items():
+        rows: list[Row] = [
+            {("", "by"): told, ("", "at"): strength, **rates(one, levels), **text(one)}
+            for way, told in WAYS.items()
+            for strength, found in study.safety(way)
+            if (one := at(found, kind))
+        ]
+        if rows:
+            yield Table(f"safety-{kind}", f"Every setting on {what}", rows, "", 2)
 
 
 def safety_lines(points: list[tuple[float, object]]) -> list[Line]:
@@ -71,10 +75,3 @@ def safety_lines(points: list[tuple[float, object]]) -> list[Line]:
         for by in MEASURES
         if (name, by) != ("over-refusal", "likelihood")
     ]  # fmt: skip
-
-
-def safety_rows(found: object) -> Iterator[dict[Column, Cell]]:
-    """Safe rates, then helpful ones, of a setting."""
-    for kind, levels in ((SAFETY, (UNSAFE, SAFE)), (HARMLESS, (REFUSAL, HELPFUL))):
-        if one := at(found, kind):
-            yield {("", "queries"): kind} | rates(one, levels) | text(one)

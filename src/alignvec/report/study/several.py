@@ -45,6 +45,7 @@ REACHING = {
     "prompting": "one system prompt",
     "retrained": "retrained",
 }
+ADDED = ("grid", "added", "routed")
 SEARCH = "behaviours/search"
 
 

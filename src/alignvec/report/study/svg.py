@@ -8,7 +8,7 @@ import re
 from matplotlib.axes import Axes
 
 from alignvec.errors import printable
-from alignvec.report.figure import canvas
+from alignvec.report.figure import COLOURS, canvas
 from alignvec.report.study.document import Panel
 
 INK, GRID = "#1a1a1a", "#e0e0e0"  # of the page where it is light
@@ -22,7 +22,9 @@ _STYLE = {
     "ytick.color": INK,
     "grid.color": GRID,
 }
-_COLOUR = re.compile(rf"\b(fill|stroke): ({INK}|{GRID})\b")
+# As the page has them, which may be dark.
+_OF_PAGE = {INK: "currentColor", GRID: "var(--line)", COLOURS[0].lower(): "var(--blue)"}
+_COLOUR = re.compile(rf"\b(fill|stroke): ({'|'.join(_OF_PAGE)})\b")
 _ID = re.compile(r'(\bid="|href="#|url\(#)')
 _OPENING = re.compile(r"<svg\b[^>]*>")
 _SIZE = re.compile(r' width="[\d.]+pt"| height="[\d.]+pt"')
@@ -49,8 +51,7 @@ def for_page(text: str) -> str:
     """A drawing within a page: as wide as there is room, in the page's colours."""
     text = text[text.index("<svg") :].replace(_WHITE, "", 1)
     text = _SIZE.sub("", text, count=2).replace("<svg", '<svg role="img"', 1)
-    colours = {INK: "currentColor", GRID: "var(--line)"}
-    return _COLOUR.sub(lambda found: f"{found[1]}: {colours[found[2]]}", text)
+    return _COLOUR.sub(lambda found: f"{found[1]}: {_OF_PAGE[found[2]]}", text)
 
 
 def named(text: str, most: int = _LONGEST) -> str:

@@ -18,7 +18,7 @@ from alignvec.report.study.results import (
     rates,
     text,
 )
-from alignvec.report.study.safety import safety_rows
+from alignvec.report.study.safety import QUERIES
 
 TITLE = "Transfer"
 ABOUT = (
@@ -39,9 +39,16 @@ def blocks(study: Results) -> Iterator[Block]:
         for panel in _panels(study, domain, way, told)
     ]
     if panels:
-        note = "Left of each two the highest level of the domain, right the safe rate."
+        note = "Of each domain and way first the highest level, then the safe rate."
         yield Chart("transfer-rates", "The same knob on both stages", panels, note)
-    if alone := list(safety_rows(study.found.get(STAGE))):
+    alone: list[Row] = [
+        {("", "queries"): what, ("", "level"): level, **{
+            (by, "rate"): rate(at(study.found.get(STAGE), kind), by, level) for by in MEASURES
+        }, **text(at(study.found.get(STAGE), kind))}
+        for kind, (what, (_, level)) in QUERIES.items()
+        if at(study.found.get(STAGE), kind)
+    ]  # fmt: skip
+    if alone:
         yield Table("transfer-stage", "The safety-aligned stage, every knob at 0", alone)
     rows: list[Row] = [
         {
