@@ -27,7 +27,7 @@ def measured(levels, place, sharp=4.0, broken=0.1, read=True, answer="Made up: {
     """What would be measured of a knob at a place of the line from -1 to 1."""
     at = [-1 + 2 * i / max(1, len(levels) - 1) for i in range(len(levels))]
     share = softmax([-sharp * (place - one) ** 2 for one in at])
-    judged = [one * (1 - broken) for one in softmax([-(place - one) ** 2 for one in at])]
+    judged = [one * (1 - broken) for one in softmax([-((place - one) ** 2) for one in at])]
     best = levels[share.index(max(share))]
     return {
         "rates": {
@@ -112,7 +112,7 @@ def results(domains=DOMAINS, levels=LEVELS, strength=1.0, query="Is it {n}?", **
                 domain: make(at * (0.9 if stage == "base" else 0.7)), **safety(0.4 - 0.1 * at)
             }  # fmt: skip
         found[f"training/one-sided-{domain}"] = training()
-    for way, level_of in itertools.product(WAYS, [None]):
+    for way in WAYS:
         reach = {"along": 0.1, "one-sided": 0.9}[way]
         found[f"leak/{way}"] = [
             {
@@ -122,7 +122,7 @@ def results(domains=DOMAINS, levels=LEVELS, strength=1.0, query="Is it {n}?", **
                     for level in levels
                 },
                 "neutral": dict.fromkeys(levels, 0.0123),
-                "normalised": {level: reach if level != levels[0] else level_of for level in levels},
+                "normalised": dict.fromkeys(levels, reach) | {levels[0]: None},
             }
             for knob in domains
         ]  # fmt: skip
@@ -196,7 +196,7 @@ def several(domains, levels, make):
 def kind_of_text():
     return {
         "words": {"mean": 60.0, "sd": 5.0, "p5": 50, "p95": 70}, "distinct_2": 0.5,
-        "readability_grade": {"mean": 9.5}, "commonest_opening": "It", "commonest_opening_share": 0.1,
+        "readability_grade": {"mean": 9.5},
     }  # fmt: skip
 
 

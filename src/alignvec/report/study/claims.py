@@ -61,9 +61,8 @@ def claims_table(claims: Sequence[Claim], studies: Sequence[Results]) -> Table:
         said = [{(one.of, one.measure): one for one in claim.find(study)} for study in studies]
         for of, measure in dict.fromkeys(key for found in said for key in found) or [("", "")]:
             row: dict[Column, Cell] = {
-                ("", "claim"): claim.text,
-                ("the paper", "figure"): claim.paper, ("the paper", "where"): claim.where,
-                ("ours", "what"): claim.unit, ("ours", "of"): of, ("ours", "by"): measure,
+                ("", "claim"): claim.text, ("", "the paper"): claim.paper,
+                ("", "of"): of, ("", "by"): measure,
             }  # fmt: skip
             for study, found in zip(studies, said, strict=True):
                 one = found.get((of, measure), _NOTHING)
@@ -74,12 +73,20 @@ def claims_table(claims: Sequence[Claim], studies: Sequence[Results]) -> Table:
                 }  # fmt: skip
             rows.append(row)
     title = "The paper's claims, and what becomes of them here"
-    return Table("claims", title, rows, _NOTE, 5, folds=False)
+    return Table("claims", title, rows, _NOTE, 3, folds=False)
 
 
 def criteria_table(claims: Sequence[Claim]) -> Table:
-    """By what each claim is decided."""
-    rows: list[Row] = [{("", "claim"): one.text, ("", "holds if"): one.holds} for one in claims]
+    """What each number is, and by what each claim is decided."""
+    rows: list[Row] = [
+        {
+            ("", "claim"): one.text,
+            ("", "in the paper"): one.where,
+            ("", "the value"): one.unit,
+            ("", "holds if"): one.holds,
+        }
+        for one in claims
+    ]
     return Table("claims-criteria", "When a claim holds", rows)
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from alignvec.errors import printable
 from alignvec.report.study.document import LONG, Block, Chart, Column, Section, Table, written
 
-_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+\-.!|~$])")
-_PLAIN = re.compile(r"(?<=\w)\\([.\-_])(?=\w)|\\([.()\-])(?=\s|$)")
+# What would be mark-up anywhere, at a word's edge, or at a line's start.
+_SPECIAL = re.compile(r"[\\`*\[\]|~$]|(?<!\w)_|_(?!\w)|^[#+\-=]")
 
 
 def markdown(
@@ -71,9 +71,7 @@ def _row(cells: Sequence[str]) -> str:
 
 def _text(text: str) -> str:
     """Text as it stands: no mark-up, no HTML, one line."""
-    escaped = _SPECIAL.sub(r"\\\1", printable(text))
-    # What cannot be mistaken within a line stays readable.
-    escaped = _PLAIN.sub(lambda found: found[1] or found[2], escaped)
+    escaped = _SPECIAL.sub(lambda found: f"\\{found[0]}", printable(text))
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 

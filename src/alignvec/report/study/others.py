@@ -58,7 +58,7 @@ def baselines(study: Results) -> Iterator[Block]:
         if (found := study.found.get(f"baselines/{domain}/{way}/{level}"))
     ]  # fmt: skip
     if rows:
-        yield Table("baselines", "Each way to each level", rows, "", 4)
+        yield Table("baselines", "Each way to each level", rows, "", 3, folds=False)
 
 
 def ability(study: Results) -> Iterator[Block]:
