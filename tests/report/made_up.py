@@ -6,7 +6,7 @@ import math
 
 STRENGTHS = (-1.5, -1.0, -0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
 FEW = (-1.0, 0.0, 0.5, 1.0)
-DOMAINS = ("financial", "legal", "medical")
+DOMAINS = ("legal", "medical")
 LEVELS = ("avoidance", "generic", "expert")
 WAYS = ("along", "one-sided")
 QUERIES = 40

@@ -75,7 +75,7 @@ def test_a_report_is_one_page_that_loads_and_runs_nothing(written):
     assert len(ids) == len(set(ids))  # of many drawings on a page, too
     assert {place[1:] for place in places} <= set(ids)
     assert {f"#{part.name}" for part in PARTS} <= set(places)
-    assert page.tags.count("svg") == len(list((written / "figures").glob("*.svg"))) > 30
+    assert page.tags.count("svg") == len(list((written / "figures").glob("*.svg"))) > 20
 
 
 def test_what_is_drawn_is_well_formed_and_has_its_text(written):
@@ -106,13 +106,14 @@ def test_every_form_says_the_same_unrounded(whole, written):
     assert all((written / line.split("(")[-1].rstrip(")")).is_file()
                for line in told.splitlines() if line.startswith("!["))  # fmt: skip
     queries = [one["query"] for part in report["sections"] for one in part["answers"]]
-    assert queries == ["Is it 0?", "Is it 1?"] * 3
+    assert queries == ["Is it 0?", "Is it 1?"] * 2
 
 
 def test_hostile_names_and_answers_are_only_read(tmp_path, browser):
     level, domain = f"top{HOSTILE}", f"law{HOSTILE}"
     levels, domains = ("low", level), (domain, "money")
     found = results(domains, levels, query=HOSTILE + "{n}", answer=HOSTILE)
+    found = {name: one for name, one in found.items() if "one-sided" not in name}  # sooner drawn
     told = {"base": HOSTILE, "reader": HOSTILE, "data": HOSTILE}
     page = report_of(tmp_path / "out", write_study(tmp_path / "in", found, domains, levels, **told))
     assert not {"script", "img"} & set(page.tags)
@@ -157,8 +158,8 @@ def test_a_study_under_way_says_what_it_lacks(tmp_path):
     report = json.loads((tmp_path / "out/report.json").read_text())
     lacks = {part["name"]: " ".join(part["missing"]) for part in report["sections"]}
     assert "no results of this part" in lacks["transfer"]
-    whole = 3 * (1 + 17 + 6)
-    assert f"{whole - 3 - 15 - 6} of {whole} results are missing" in lacks["single"]
+    whole = 2 * (1 + 17 + 6)
+    assert f"{whole - 2 - 15 - 6} of {whole} results are missing" in lacks["single"]
     assert "safety/along/1" in lacks["safety"]
     assert any("legal: every setting" in one for one in page.said)
     found = verdicts(study)

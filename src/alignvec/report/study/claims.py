@@ -73,7 +73,7 @@ def claims_table(claims: Sequence[Claim], studies: Sequence[Results]) -> Table:
                 }  # fmt: skip
             rows.append(row)
     title = "The paper's claims, and what becomes of them here"
-    return Table("claims", title, rows, _NOTE, 3, folds=False)
+    return Table("claims", title, rows, _NOTE, 4, folds=False)
 
 
 def criteria_table(claims: Sequence[Claim]) -> Table:
