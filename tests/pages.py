@@ -45,7 +45,7 @@ PAPER = {
 }
 ENDS = {"-1", "0", "1"}
 NAMES = r"""
-    \b[A-Za-z]\w*\d[\w.]*                # bfloat16, Conv1D
+    \b[A-Za-z]\w*\d[\w.]*                 # bfloat16, Conv1D
     | \b[A-Z]\w*-\w*\d[\w.-]*             # GPT-2, Apache-2.0
     | \b20\d\d-\d\d-\d\d\b
     | \b\d+(?:\.\d+)?[MB]\b               # 135M, 1.1B: sizes of models
@@ -67,8 +67,7 @@ _SOURCES = re.compile(r"<!-- numbers\n(.*?)-->", re.DOTALL)
 _BETWEEN = re.compile(r"\n\s*\n(?!<!-- numbers)")  # two paragraphs; sources belong to the one above
 _UNREAD = (
     re.compile(r"<!-- \[\[\[cog.*?\[\[\[end\]\]\] -->", re.DOTALL),
-    re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE),
-    re.compile(r"(?<=\n\n) {4}.*?(?=\n\n|\Z)", re.DOTALL),
+    re.compile(r"^ *```.*?^ *```", re.DOTALL | re.MULTILINE),
     re.compile(r"`(?:[^`\n]|\n(?!\s*\n))+`"),
     re.compile(r"(?<=\])\([^)\s]+\)|https?://\S+"),
     re.compile(r"^(?:#+ )?\d+\. ", re.MULTILINE),  # of headings and lists

@@ -55,15 +55,15 @@ def test_a_changed_digit_is_seen(file):
 
 UNSOURCED = [
     "It reaches .97.", "22 of 27 reached.", "In 1.00 of all.", "+0.5", "12x as fast", "3GB", "30 %",
-    "at -2", "top-20", "| a | .3 |", "a range of 1-9", "four times as fast", "## Reached: 13", "[.5](x.md)",
-    "*.61*", "1,234",
+    "at -2", "top-20", "| a | .3 |", "a range of 1-9", "four times as fast", "## Reached: 13",
+    "[.5](x.md)", "*.61*", "1,234", "- one\n\n    .98",
     'It says "A 10-15% drop in temperature is 25% of the 140-160 mmHg".', 'It says "7".',
     "As in the paper.\n\nIt reaches 22.", "By Yu et al. 2023, 2024.", "arXiv 2410.19206 has .4",
 ]  # fmt: skip
 SOURCED = [
     "bfloat16, GPT-2, 135M and 1.1B, Gemma 3 270M, Python 3.11, 4-grams, the 27 behaviours.",
     "arXiv 2410.19206, Yu et al. 2023", "From -1 over 0 to 1.", "The paper reaches 22 of 27.",
-    "`.97` and\n\n```\n.98\n```\n\n    .99\n\n[x](y.md#z-3), several times",
+    "`.97` and\n\n```\n.98\n```\n\n[x](y.md#z-3), several times",
     "## 3. Search\n\n3. Search", "On 2026-11-29.",
     'It says "A 10-15% drop in temperature is 20% of the 140-160 mmHg".',
     "<!-- [[[cog cog.outl('.97') ]]] -->\n.97\n<!-- [[[end]]] -->",
