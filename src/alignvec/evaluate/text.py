@@ -28,6 +28,7 @@ from alignvec.knobs.setting import SettingLike
 from alignvec.progress import progress
 
 LENGTH = 128  # tokens of an answer, at most
+MORE_REPEATED, MORE_NUMBERS = 0.05, 0.1  # than the base, in answers that are sound
 _SAMPLING = {"do_sample": True, "temperature": 1.0, "top_p": 0.95}
 _NUMBER = re.compile(r"\d+([.,]\d+)*")
 _ENDINGS = (".", "!", "?", "…", "。", "！", "？")
@@ -203,7 +204,7 @@ def sound(found: TextQuality, base: TextQuality, references: TextQuality | None 
     lengths = [one.words for one in told]
     numbers = max(one.numbers for one in told)
     return (
-        found.repeated <= base.repeated + 0.05
+        found.repeated <= base.repeated + MORE_REPEATED
         and 2 / 3 * min(lengths) <= found.words <= 4 / 3 * max(lengths)
-        and found.numbers <= numbers + 0.1
+        and found.numbers <= numbers + MORE_NUMBERS
     )
