@@ -97,11 +97,9 @@ def results(domains=DOMAINS, levels=LEVELS, strength=1.0, query="Is it {n}?", **
             for way, read in (("base", 30.0), ("system prompt", 150.0), ("few-shot", 700.0),
                               ("gated", 30.0), ("folded", 30.0))
         }  # fmt: skip
-        for way, level in itertools.product(
-            ("steering", "bipo", "dera", "soup", "scaled", "along"), levels
-        ):
-            one = make(1.0)
-            found[f"baselines/{domain}/{way}/{level}"] = one | {"strength": 1.0, "seconds": 12.5}
+        for way in ("steering", "bipo", "dera", "soup", "scaled", "along"):
+            each = {level: make(1.0) | {"strength": 1.0} for level in levels}
+            found[f"baselines/{domain}/{way}"] = {"seconds": 12.5, "levels": each}
         for way in WAYS:
             found[f"ability/{domain}/{way}"] = [
                 {"strength": at, "kl": 0.1 * at * at, "perplexity": 1 + 0.3 * at * at}

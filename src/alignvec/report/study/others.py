@@ -50,12 +50,13 @@ def baselines(study: Results) -> Iterator[Block]:
             ("", "domain"): domain, ("", "wanted"): level, ("", "by"): told,
             ("", "at"): real(at(found, "strength")),
             **rates(found, study.levels), **text(found),
-            ("making it", "seconds"): real(at(found, "seconds")),
+            ("making it", "seconds"): real(at(made, "seconds")),
         }
         for domain in study.domains
         for level in study.levels
         for way, told in _BASELINES.items()
-        if (found := study.found.get(f"baselines/{domain}/{way}/{level}"))
+        if (made := study.found.get(f"baselines/{domain}/{way}"))
+        and (found := at(made, "levels", level))
     ]  # fmt: skip
     if rows:
         yield Table("baselines", "Each way to each level", rows, "", 3, folds=False)
