@@ -110,7 +110,7 @@ def _lines(text: str) -> str:
 def _table(table: Table) -> Iterator[str]:
     columns = table.columns
     numeric = {column for column in columns[table.steady :] if _numeric(table, column)}
-    wide = " wide" if len(columns) > 9 else ""
+    wide = " wider" if len(columns) > 13 else " wide" if len(columns) > 9 else ""
     yield f'<table class="{table.name}{wide}"><thead>'
     if any(group for group, _ in columns):
         yield "<tr>"
