@@ -80,7 +80,7 @@ def test_the_report_has_every_part(whole, tmp_path):
     write_report([whole.out], tmp_path)
     page = (tmp_path / "report.html").read_text()
     told = json.loads((tmp_path / "report.json").read_text())
-    assert "missing" not in page
+    assert "results are missing" not in page
     assert page.count("<svg") > 10
     rate = whole.result("single/tea/along/1")["rates"]["rate"]["rich"]
     assert json.dumps(rate) in json.dumps(told)

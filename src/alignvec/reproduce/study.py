@@ -182,10 +182,16 @@ class Study:
         return LevelClassifier.fit(every, self.levels)
 
     def bounds(self, domain: str) -> Bounds:
-        """What counts as broken in a domain: set on the base's own answers, which are kept."""
-        asked = self.records(domain, "test")
-        references = [one.levels[level] for one in asked for level in self.levels_of(domain)]
-        return Bounds.of(self.once(self.base_item(domain))["answers"], references)
+        """What counts as broken in a domain: set on the base's own answers, which are kept, and the
+        references of the train part.
+        """
+        return self._bounds(domain, self.once(self.base_item(domain))["answers"])
+
+    def _bounds(self, domain: str, answers: Sequence[str]) -> Bounds:
+        train = self.records(domain, "train")
+        return Bounds.of(
+            answers, [one.levels[level] for one in train for level in self.levels_of(domain)]
+        )
 
     def base_item(self, domain: str) -> Item:
         """The base's own answers in a domain."""
@@ -193,7 +199,8 @@ class Study:
 
         def run() -> dict[str, Any]:
             texts = Turned(self.knobs({}), {}).answers(asked, self.scale.tokens)
-            return {"queries": asked, "answers": texts}
+            bounds = self._bounds(domain, texts).to_json()
+            return {"queries": asked, "answers": texts, "bounds": bounds}
 
         return Item(f"base/{domain}", run, Work(written=len(asked)))
 
