@@ -48,8 +48,9 @@ def test_a_changed_digit_is_seen(file):
     page = file.read_text("utf-8")
     for paragraph in paragraphs(page):
         for number, end in paragraph.numbers():
-            if number in paragraph.sources and page[end - 1].isdigit():
-                changed = f"{page[: end - 1]}{(int(page[end - 1]) + 1) % 10}{page[end:]}"
+            at = len(page[:end].rstrip("% ")) - 1
+            if number in paragraph.sources and page[at].isdigit():
+                changed = f"{page[:at]}{(int(page[at]) + 1) % 10}{page[at + 1 :]}"
                 assert wrong_numbers(changed), (number, " ".join(paragraph.text.split()))
 
 
