@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -244,3 +245,28 @@ def watching(call):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("alignvec.progress.tqdm", Watched)
         yield
+
+
+@pytest.fixture
+def browser():
+    """Makes headless browsers; skipped where there is no Chromium."""
+    driver = shutil.which("chromedriver")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if not (driver and chromium):
+        pytest.skip("no chromium and chromedriver")
+    from selenium import webdriver
+
+    opened = []
+
+    def open_one():
+        options = webdriver.ChromeOptions()
+        options.binary_location = chromium
+        for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu"):
+            options.add_argument(f"--{argument}")
+        options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+        opened.append(webdriver.Chrome(options, webdriver.ChromeService(driver)))
+        return opened[-1]
+
+    yield open_one
+    for one in opened:
+        one.quit()

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import signal
 import socket
 import sqlite3
@@ -348,31 +347,6 @@ def test_bad_usage_is_one_line(answers, tmp_path):
     help_text = run("data", "annotate", "--help").stdout
     assert "Example: alignvec data annotate" in help_text
     run("data", "annotate", "--port", "0", code=2)
-
-
-@pytest.fixture
-def browser():
-    """Makes headless browsers; skipped where there is no Chromium."""
-    driver = shutil.which("chromedriver")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if not (driver and chromium):
-        pytest.skip("no chromium and chromedriver")
-    from selenium import webdriver
-
-    opened = []
-
-    def open_one():
-        options = webdriver.ChromeOptions()
-        options.binary_location = chromium
-        for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu"):
-            options.add_argument(f"--{argument}")
-        options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-        opened.append(webdriver.Chrome(options, webdriver.ChromeService(driver)))
-        return opened[-1]
-
-    yield open_one
-    for one in opened:
-        one.quit()
 
 
 @contextmanager

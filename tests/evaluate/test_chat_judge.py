@@ -35,8 +35,10 @@ def fair(body, n):
     return 200, chat(TRUE[TEXTS.index(answer_in(body))])
 
 
-def the_judge(path, url, **options):
-    return ChatJudge(Endpoint(url, "m", 0.0, retries=0), RUBRIC, path / "journal", **options)
+def the_judge(path, url, retries=2, concurrency=4, **options):
+    """No more at once than the server's queue takes, however slow the machine."""
+    endpoint = Endpoint(url, "m", 0.0, retries=retries)
+    return ChatJudge(endpoint, RUBRIC, path / "journal", concurrency, **options)
 
 
 def test_each_text_is_judged_in_both_orders(tmp_path):
@@ -75,7 +77,8 @@ def test_a_judge_that_is_sometimes_biased_agrees_in_part(tmp_path):
         found = the_judge(tmp_path, url).verdicts(ASKED, TEXTS)
     assert found.levels == ["avoidance", None, "expert", "generic"] * 3
     low, high = found.kappa.interval
-    assert 0 < low < found.kappa.value < high < 1
+    assert 0 < low < found.kappa.value < high <= 1
+    assert found.kappa.value < 1
 
 
 def test_answers_that_are_no_level_are_counted(tmp_path):
@@ -113,7 +116,7 @@ def test_a_dead_endpoint_is_one_line(tmp_path):
     with serving(fair) as (url, _):
         pass
     with pytest.raises(AlignvecError, match="Connection error") as failure:
-        the_judge(tmp_path, url).verdicts(ASKED, TEXTS)
+        the_judge(tmp_path, url, retries=0).verdicts(ASKED, TEXTS)
     assert url in str(failure.value)
     assert "\n" not in str(failure.value)
 
@@ -131,7 +134,7 @@ def test_a_run_that_ends_early_goes_on_and_pays_for_nothing_twice(tmp_path):
     with serving(fair) as (url, seen):
         assert the_judge(tmp_path, url)(ASKED, TEXTS) == TRUE
     assert len(seen) == 24 - 5
-    with serving(lambda *_: (500, {})) as (url, seen):
+    with serving(lambda *_: (401, {})) as (url, seen):
         assert the_judge(tmp_path, url)(ASKED, TEXTS) == TRUE
     assert seen == []
 
@@ -146,7 +149,7 @@ def test_what_is_not_answered_now_is_not_taken_for_no_level(tmp_path):
         serving(answer) as (url, _),
         pytest.raises(AlignvecError, match=r"text 2, text 6.*loading.*run again"),
     ):
-        the_judge(tmp_path, url, concurrency=1).verdicts(ASKED, TEXTS)
+        the_judge(tmp_path, url, retries=0, concurrency=1).verdicts(ASKED, TEXTS)
 
 
 def test_a_budget_ends_the_run(tmp_path):

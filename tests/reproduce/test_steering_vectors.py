@@ -1,5 +1,7 @@
 """Vectors from records: what they are of, and that they do what they are for."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.functional import logsigmoid
@@ -69,19 +71,26 @@ def test_a_step_of_bipo_goes_down_the_gradient_of_its_loss(model, tokenizer, tol
     """The second step: at the first the vector is zero, and the direction without effect."""
     settings = BiPOSettings(steps=2, learning_rate=0.05, batch_size=len(told), warmup=0, beta=0.5)
     found = bipo(model, tokenizer, told, LOW, HIGH, 1, settings)
+    # The first step of Adam is as long as its rate.
+    first = bipo(model, tokenizer, told, LOW, HIGH, 1, replace(settings, steps=1))
+    rate = float(first.abs().max())
+    ids = torch.tensor([Prompt(tokenizer, told[0].prompt).tokens])
+    with torch.no_grad():
+        hidden = model(ids, output_hidden_states=True).hidden_states[2]
+    assert rate == pytest.approx(0.05 * float(hidden.abs().median()), rel=0.3)
     with torch.no_grad():
         base = [by_hand(model, tokenizer, record, torch.zeros(32)) for record in told]
     ways = []
     for directions in ((-1, -1), (-1, 1), (1, -1), (1, 1)):
         vector = torch.zeros(32, requires_grad=True)
-        adam = torch.optim.Adam([vector], lr=0.05)
+        adam = torch.optim.Adam([vector], lr=rate)
         for step, direction in enumerate(directions):
             margins = [by_hand(model, tokenizer, one, direction * vector) for one in told]
             gains = torch.stack(margins) - torch.stack(base)
             loss = -logsigmoid(0.5 * direction * gains).mean()
             (vector.grad,) = torch.autograd.grad(loss, vector)
             vector.grad /= max(1.0, float(vector.grad.norm()))
-            adam.param_groups[0]["lr"] = 0.05 * (1 - 0.5 * step)  # a cosine of two steps
+            adam.param_groups[0]["lr"] = rate * (1 - 0.5 * step)  # a cosine of two steps
             adam.step()
         ways.append(vector.detach())
     assert min(float((found - way).abs().max()) for way in ways) < 1e-4
@@ -124,6 +133,12 @@ def test_settings_that_make_no_sense_are_refused(wrong):
         BiPOSettings(**wrong)
 
 
+def test_without_records_there_is_no_vector(model, tokenizer):
+    for find in (bipo, difference_of_means):
+        with pytest.raises(AlignvecError, match="there are none"):
+            find(model, tokenizer, [], LOW, HIGH, 1)
+
+
 def test_the_layer_is_chosen_that_moves_the_rate_farthest(model, tokenizer, told):
     asked = []
 
@@ -139,12 +154,12 @@ def test_the_layer_is_chosen_that_moves_the_rate_farthest(model, tokenizer, told
     assert torch.equal(chosen.vector, vector_at(1))
 
 
-def test_a_strength_that_breaks_the_text_is_not_chosen(model, tokenizer, told):
+@pytest.mark.parametrize(("allowed", "strength"), [(1e9, 1.0), (-1e9, 0.5)])
+def test_a_strength_that_breaks_the_text_is_not_chosen(
+    allowed, strength, model, tokenizer, told, monkeypatch
+):
     """The farther the better, but for what it costs the very text that is wanted."""
-
-    def vector_at(layer):
-        return difference_of_means(model, tokenizer, told, LOW, HIGH, layer)
-
-    strengths = (0.01, 1000.0)
-    chosen = choose(model, tokenizer, told, LOW, HIGH, vector_at, (0.4,), strengths)
-    assert chosen.strength == 0.01
+    monkeypatch.setattr("alignvec.reproduce.steering_choice._LOST", allowed)
+    vector = bipo(model, tokenizer, told, LOW, HIGH, 1, BiPOSettings(steps=12, learning_rate=0.05))
+    chosen = choose(model, tokenizer, told[:4], LOW, HIGH, lambda _: vector, (0.4,), (1.0, 0.5))
+    assert chosen.strength == strength

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from alignvec.errors import AlignvecError
+from alignvec.report.study import write_report
 from alignvec.reproduce import behaviours, run, training
 from alignvec.reproduce.item import Item, Work
 from alignvec.reproduce.run import PARTS, items_of
@@ -73,6 +74,16 @@ def test_results_are_those_of_the_ways_that_they_are_named_after(whole):
     assert added["target"] == grid["target"] == target
     assert set(added["domains"]) == {"tea", "rum"}
     assert whole.result("together/1/tea")["tea"] == whole.result("single/tea/along/1")
+
+
+def test_the_report_has_every_part(whole, tmp_path):
+    write_report([whole.out], tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    told = json.loads((tmp_path / "report.json").read_text())
+    assert "missing" not in page
+    assert page.count("<svg") > 10
+    rate = whole.result("single/tea/along/1")["rates"]["rate"]["rich"]
+    assert json.dumps(rate) in json.dumps(told)
 
 
 def test_nothing_is_computed_twice(whole):

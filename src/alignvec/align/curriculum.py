@@ -75,7 +75,10 @@ def pairs_along(
         rejected = {other: text for other, text in record.levels.items() if other in levels}
         rejected[level] = drawn.choice([circling, counting])(chosen, drawn)
         pairs += [
-            PreferencePair(f"{record.id}:{level}>{other}", record.prompt, chosen, text, strengths)
+            PreferencePair(
+                f"{record.id}:{level}>{other}", record.prompt, chosen, text, strengths,
+                broken=other == level,
+            )  # fmt: skip
             for other, text in rejected.items()
         ]
     return pairs

@@ -93,9 +93,18 @@ def pairs_dataset(pairs: Sequence[TokenPair], seed: int, work: Path) -> datasets
             "prompt_ids": one.prompt,
             "chosen_ids": one.chosen,
             "rejected_ids": one.rejected,
-            **({"strengths": one.pair.strengths, "hold": one.pair.hold} if turned else {}),
+            **(
+                {
+                    "place": place,
+                    "strengths": one.pair.strengths,
+                    "hold": one.pair.hold,
+                    "broken": one.pair.broken,
+                }
+                if turned
+                else {}
+            ),
         }
-        for one in (pairs if turned else _shuffled(pairs, seed))
+        for place, one in enumerate(pairs if turned else _shuffled(pairs, seed))
     ]
     if len(rows) < 5000:  # bars that flash by hide the one that matters
         datasets.disable_progress_bars()

@@ -22,6 +22,7 @@ from trl import DPOConfig
 from alignvec.align.bank import Bank, rank_of
 from alignvec.align.lora import gain, linear_layers, lora_config
 from alignvec.align.objectives import OBJECTIVES
+from alignvec.align.own_answers import OwnAnswers
 from alignvec.align.pairs import fitting, pairs_dataset, token_pairs
 from alignvec.align.settings import TRL_LOSSES, AlignSettings
 from alignvec.align.trainer import ProgressOnBar, SharedPromptTrainer, TurnedPairs
@@ -148,6 +149,14 @@ def _align(
             trainer.bank = Bank(trainer.model, [*knobs, *beside], ranks)
             for knob, vector in beside.items():
                 trainer.bank.keep(knob, vector)
+            if settings.loss in OBJECTIVES and settings.own_answers < 1:
+                steps = math.ceil(len(tokens) / settings.batch_size)
+                own = OwnAnswers(
+                    trainer.model, trainer.bank, trainer.train_dataset, work,
+                    round(settings.own_answers * steps),
+                )  # fmt: skip
+                trainer.add_callback(own)
+                trainer.data_collator.own = own
         trainer.add_callback(ProgressOnBar(bar))
         _train(trainer, resume_from, work)
     curve = _curve(trainer.state.log_history)
@@ -273,6 +282,8 @@ def _last_checkpoint(work: Path, run: dict[str, Any]) -> Path | None:
         for left in work.iterdir():
             if left.is_dir():
                 shutil.rmtree(left)
+            elif left.match("own-*.json"):
+                left.unlink()
     write_json(note, run)
     # The trainer writes trainer_state.json last, so without it the checkpoint is half-written.
     whole = [path for path in work.glob("checkpoint-*") if (path / "trainer_state.json").exists()]

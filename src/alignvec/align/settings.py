@@ -47,6 +47,8 @@ class AlignSettings:
         likelihood: weight of the preferred response's negative log-likelihood, which keeps the text
             a text (as in RPO, or ORPO). None: 0 at one end, which is plain DPO.
         hold: weight of what held responses move, in squared nats a token.
+        own_answers: along the knob, the share of the steps after which the model's own answers are
+            what is not preferred; 1: never.
         batch_size: pairs a step. None: 8 at one end, those of two rows along the knob, where many
             small steps reach more than few large ones.
         rank: of the adapter, for each knob; its alpha is twice that.
@@ -66,6 +68,7 @@ class AlignSettings:
     margin: float = 2.0
     likelihood: float | None = None
     hold: float = 10.0
+    own_answers: float = 0.33
     batch_size: int | None = None
     rank: int = 16
     layers: float = 0.75
@@ -87,6 +90,10 @@ class AlignSettings:
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise AlignvecError(f"{name} must be a number of at least 0, not {value}")
+        if not 0 <= self.own_answers <= 1:
+            raise AlignvecError(
+                f"own_answers is a share of the steps, from 0 to 1, not {self.own_answers}"
+            )
         if self.layers > 1:
             raise AlignvecError(f"layers is a share of the blocks, at most 1, not {self.layers}")
         rate = self.learning_rate

@@ -23,6 +23,7 @@ from trl.trainer.utils import FusedCausalLMOutput
 
 from alignvec.align.bank import Bank
 from alignvec.align.objectives import OBJECTIVES
+from alignvec.align.own_answers import OwnAnswers
 from alignvec.base.branching import read_rows
 from alignvec.base.logprobs import Row
 from alignvec.progress import Bar
@@ -49,10 +50,18 @@ class ProgressOnBar(TrainerCallback):
 
 @dataclass
 class TurnedPairs(DataCollatorForPreference):
-    """TRL's batch of pairs, with the strengths [B, K] that each holds under, and which are held."""
+    """TRL's batch of pairs, with the strengths [B, K] that each holds under, which are held, and
+    what the objective starts `before` from where the rejected response is the model's own.
+    """
+
+    own: OwnAnswers | None = None
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        if self.own:
+            examples = self.own.replaced(examples)
         batch: dict[str, Any] = super().torch_call(examples)
+        if self.own:
+            batch["before"] = torch.tensor([one["before"] for one in examples])
         if "strengths" in examples[0]:
             batch["strengths"] = torch.tensor([one["strengths"] for one in examples])
             batch["hold"] = torch.tensor([one["hold"] for one in examples])
@@ -105,7 +114,7 @@ class SharedPromptTrainer(DPOTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         if "hold" not in self._signature_columns:
-            self._signature_columns += ["strengths", "hold"]
+            self._signature_columns += ["strengths", "hold", "place", "broken"]
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         if self._ratio == 1:
@@ -152,6 +161,8 @@ class SharedPromptTrainer(DPOTrainer):
             _, places, _ = _rows_by_prompt(inputs)
             row = torch.tensor([row for row, _ in places[: len(chosen)]], device=chosen.device)
             beta = self.args.beta
+            if "before" in inputs:  # of an own answer counts what changed since it was written
+                rejected = rejected + inputs["before"]
             loss = self._objective(chosen, rejected, row, beta, self._margin).mean()
             reward = beta * (chosen - rejected).detach()
             self._metrics["train"]["rewards/margins"].append(reward.mean().item())
@@ -193,7 +204,7 @@ class SharedPromptTrainer(DPOTrainer):
 
 _ENDING = 20.0  # how often the token counts that ends a response
 _SURE = -0.1  # the log-probability of a token at which there is nothing more to learn
-_OURS = ("strengths", "hold")  # columns that TRL does not know
+_OURS = ("strengths", "hold", "before")  # columns that TRL does not know
 
 
 def _as_output(logprobs: torch.Tensor) -> FusedCausalLMOutput:

@@ -76,12 +76,13 @@ def reproduce(
     """
     from alignvec.base.source import base_name
     from alignvec.data.synthesis.endpoint import Endpoint
-    from alignvec.report.study import write_report
-    from alignvec.reproduce.run import run
+    from alignvec.reproduce.run import PARTS, run
     from alignvec.reproduce.scale import BASES, PRESETS
     from alignvec.reproduce.study import Study
 
     check_known("preset", preset, PRESETS)
+    for one in part:
+        check_known("part", one, PARTS)
     if out is None and not dry_run:
         raise AlignvecError("where to? give -o FOLDER, or --dry-run")
     models = model or [BASES[preset]]
@@ -104,6 +105,8 @@ def reproduce(
     if out is None or dry_run:
         _tell(studies, part, as_json)
         return
+    from alignvec.report.study import write_report
+
     for study in studies:
         with study.opened():
             run(study, part)

@@ -19,6 +19,7 @@ class PreferencePair:
         id: the record's, and the two levels.
         prompt: a question, or the conversation that is answered.
         strengths: of each knob, under which that is so. None of a plain pair: of the aligned model.
+        broken: the rejected response is the chosen one, broken.
         hold: neither is preferred, both stay as likely as the base finds them under `strengths`.
     """
 
@@ -28,6 +29,7 @@ class PreferencePair:
     rejected: str
     strengths: tuple[float, ...] = ()
     hold: bool = False
+    broken: bool = False
 
     @property
     def record(self) -> str:

@@ -4,13 +4,14 @@ A judge names the level of anything, word salad too. So a text is measured as we
 is repeated, how varied its words are, how many are numbers, how many there are, and how many are
 words that every text of the kind has. What the base does by itself, and what people wrote as
 references, is sound; what lies beyond both is broken. A base that goes round in circles sets no
-standard for that: repetition and variety have bounds that no base can widen.
+standard for that, nor do a few short texts: what a base may set has limits.
 
 Words in a wrong order are not seen; the likelihood under another model is (`text.reading`).
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -23,10 +24,11 @@ from alignvec.errors import AlignvecError
 from alignvec.evaluate.text import finished, numbers, repeated, variety
 
 _EDGE = 0.05  # of the base's answers lies beyond each end of what it does by itself
-_LEAST_REPEATED, _MOST_REPEATED = 0.1, 1 / 3  # a bound on repetition lies between them
-_LEAST_VARIETY = 0.4
+# Between these lies what a base may set, however well or badly it writes.
+_REPEATED, _VARIETY, _NUMBERS = (0.1, 1 / 3), (0.4, 0.6), (0.1, 0.5)
+_ANY = (-math.inf, math.inf)
 _COMMON = 100  # words
-_LEAST_COMMON = 0.75  # of the least that base and references have
+_LEAST_COMMON, _MOST_COMMON = 0.75, 0.25  # of the least there is; and of a text, at most
 _FINISHES = 0.95  # of its answers, a base that is held to it
 
 
@@ -56,21 +58,22 @@ class Bounds:
 
     @classmethod
     def of(cls, base_answers: Sequence[str], references: Sequence[str] = ()) -> Bounds:
-        """Set bounds: what 95% of the base's answers keep, or all references, whichever is wider.
+        """Set bounds: what 95% of the base's answers keep, and all references.
 
         A text may be half as long as the shortest and twice as long as the longest. It has to be
         finished if 95% of the base's answers are.
 
         Args:
-            references: responses that people or the data's author wrote; sound by definition.
+            references: responses that people or the data's author wrote; sound by definition. The
+                more the better: the commonest words are counted in them, too.
 
         Raises:
             AlignvecError: the base has not written a word.
         """
-        own = [text for text in base_answers if text.strip()]
+        own = [text for text in base_answers if words(text)]
         if not own:
             raise AlignvecError("the base's answers are empty: nothing says what a broken text is")
-        told = [text for text in references if text.strip()]
+        told = [text for text in references if words(text)]
         counts = Counter(word for text in [*own, *told] for word in _lower(text))
         # In the order of the alphabet among equals, not of the texts.
         common = sorted(counts, key=lambda word: (-counts[word], word))[:_COMMON]
@@ -79,22 +82,21 @@ class Bounds:
             """The share of common words, told by the other texts."""
             said = Counter(_lower(text))
             known = sum(said[word] for word in common if counts[word] > said[word])
-            return known / max(1, said.total())
+            return known / said.total()
 
-        def ends(measure: Callable[[str], float]) -> tuple[float, float]:
-            found = [measure(text) for text in own]
-            theirs = [measure(text) for text in told]
-            low, high = np.quantile(found, (_EDGE, 1 - _EDGE)).tolist()
-            return min([low, *theirs]), max([high, *theirs])
+        def least(measure: Callable[[str], float], limits: tuple[float, float] = _ANY) -> float:
+            edge = np.quantile([measure(text) for text in own], _EDGE)
+            return float(min([np.clip(edge, *limits), *map(measure, told)]))
 
-        fewest, most = ends(_length)
-        loops = ends(repeated)[1]
+        def most(measure: Callable[[str], float], limits: tuple[float, float] = _ANY) -> float:
+            return -least(lambda text: -measure(text), (-limits[1], -limits[0]))
+
         return cls(
-            repeated=round(min(max(loops, _LEAST_REPEATED), _MOST_REPEATED), 4),
-            variety=max(ends(variety)[0], _LEAST_VARIETY),
-            numbers=ends(_numbers)[1],
-            words=(fewest / 2, most * 2),
-            common=_LEAST_COMMON * ends(shared)[0],
+            repeated=most(repeated, _REPEATED),
+            variety=least(variety, _VARIETY),
+            numbers=most(_numbers, _NUMBERS),
+            words=(least(_length) / 2, most(_length) * 2),
+            common=min(_LEAST_COMMON * least(shared), _MOST_COMMON),
             commonest=tuple(common),
             finished=sum(map(finished, own)) >= _FINISHES * len(own),
         )
@@ -117,8 +119,9 @@ class Bounds:
         return next((reason for reason, found in checks.items() if found), None)
 
     def _common(self, text: str) -> float:
-        found = _lower(text)
-        return sum(word in self.commonest for word in found) / max(1, len(found))
+        known = frozenset(self.commonest)
+        said = _lower(text)
+        return sum(word in known for word in said) / max(1, len(said))
 
     @property
     def stated(self) -> str:

@@ -14,9 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from alignvec.base.messages import Messages, as_text
 from alignvec.data import Record
-from alignvec.data.annotation.agreement import Ratings, agreement
+from alignvec.data.annotation.agreement import pairwise
 from alignvec.data.spectrum import SHIPPED, Spectrum, read_spectrum
 from alignvec.data.synthesis.chat import Chat, Task
 from alignvec.data.synthesis.journal import Journal
@@ -48,14 +50,12 @@ class Kappa:
 
 def kappa(one: Sequence[str | None], other: Sequence[str | None], levels: Sequence[str]) -> Kappa:
     """How far two judges agree on the same texts; those of which one told no level are left out."""
-    pairs = [pair for pair in zip(one, other, strict=True) if None not in pair]
-    if not pairs:
-        return Kappa(None, None, 0, None)
-    chosen = {str(n): {"one": a, "other": b} for n, (a, b) in enumerate(pairs) if a and b}
-    (found,) = agreement(Ratings(levels, chosen))["pairs"]
-    beyond = found["kappa"]
-    interval = beyond["interval"] and (beyond["interval"][0], beyond["interval"][1])
-    return Kappa(beyond["value"], interval, len(pairs), found["raw"]["value"])
+    code: dict[str | None, int] = {level: index for index, level in enumerate(levels)}
+    a, b = (np.array([code.get(level, -1) for level in told], int) for told in (one, other))
+    with np.errstate(divide="ignore", invalid="ignore"):  # what is not defined becomes None
+        found = pairwise(a, b, len(levels))
+    value, interval = (found["kappa"][key] for key in ("value", "interval"))
+    return Kappa(value, interval and tuple(interval), found["raw"]["items"], found["raw"]["value"])
 
 
 @dataclass(frozen=True)

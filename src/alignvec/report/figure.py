@@ -43,6 +43,24 @@ def stacked(
     path: Path, heights: Sequence[float], width: float = 7.0, height: float = 4.2
 ) -> Iterator[list[Axes]]:
     """Yield axes one above the other that share their x, then write `path`.png and `path`.svg."""
+    with canvas(width, height) as drawn:
+        axes = drawn.subplots(len(heights), sharex=True, squeeze=False, height_ratios=list(heights))
+        yield list(axes[:, 0])
+        dpi = min(160.0, _PIXELS / max(width, height))
+        for file in figure_files(path):
+            form = file.suffix[1:]
+            metadata = {"Date": None} if form == "svg" else None
+            with atomic_file(file, overwrite=True) as partial:
+                drawn.savefig(partial, dpi=dpi, metadata=metadata, format=form)
+
+
+@contextmanager
+def canvas(width: float, height: float, **more: Any) -> Iterator[Figure]:
+    """Yield an empty figure, in inches, in the style of all; what is done in the block has it.
+
+    Args:
+        more: settings of matplotlib, beside the style's.
+    """
     style: Any = {
         "font.size": 11,
         "axes.spines.top": False,
@@ -53,15 +71,5 @@ def stacked(
         "text.parse_math": False,  # a dollar sign in a name is one
         "svg.hashsalt": "alignvec",  # the same figure is the same file
     }
-    dpi = min(160.0, _PIXELS / max(width, height))
-    with rc_context(style):
-        canvas = FigureCanvasAgg(Figure(figsize=(width, height), layout="constrained"))
-        axes = canvas.figure.subplots(
-            len(heights), sharex=True, squeeze=False, height_ratios=list(heights)
-        )
-        yield list(axes[:, 0])
-        for file in figure_files(path):
-            form = file.suffix[1:]
-            metadata = {"Date": None} if form == "svg" else None
-            with atomic_file(file, overwrite=True) as partial:
-                canvas.figure.savefig(partial, dpi=dpi, metadata=metadata, format=form)
+    with rc_context(style | more):
+        yield FigureCanvasAgg(Figure(figsize=(width, height), layout="constrained")).figure

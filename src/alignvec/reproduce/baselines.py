@@ -42,16 +42,15 @@ WAYS = (*STRENGTHS, "along")
 def items(study: Study) -> Iterator[Item]:
     """Of each way and domain all levels at once: they share what has to be made first."""
     for domain in study.domains:
-        queries = len(study.records(domain, "test"))
-        answers = min(queries, study.scale.answers)
+        each = study.work_of([domain])
         train = len(study.records(domain, "train"))
         for way in WAYS:
             made = {"bipo": study.scale.steering * 4, "soup": train * study.scale.epochs}
             work = Work(
                 trained=made.get(way, 0),
                 scored=study.scale.searched * len(STRENGTHS.get(way, ()))
-                + queries * len(study.levels),
-                written=answers * len(study.levels) * (2 if way == "dera" else 1),
+                + each.scored * len(study.levels),
+                written=each.written * len(study.levels) * (2 if way == "dera" else 1),
             )
             yield Item(f"baselines/{domain}/{way}", partial(_measured, study, domain, way), work)
 

@@ -37,7 +37,7 @@ def items(study: Study) -> Iterator[Item]:
     if len(study.domains) < 2:
         return
     rows = {domain: len(study.records(domain, "train")) for domain in study.domains}
-    work = _work(study)
+    work = study.work_of(study.domains)
     targets = list(behaviours(study.domains, study.levels))
     passes = len(study.scale.grid) ** len(study.domains)
     searched = study.scale.searched * len(study.domains)
@@ -75,14 +75,6 @@ def _spread(targets: list[Target], most: int) -> list[Target]:
     """As many targets as are wanted, evenly over all."""
     step = max(1.0, len(targets) / most)
     return [targets[int(place * step)] for place in range(min(most, len(targets)))]
-
-
-def _work(study: Study) -> Work:
-    found = Work()
-    for domain in study.domains:
-        queries = len(study.records(domain, "test"))
-        found += Work(scored=queries, written=min(queries, study.scale.answers))
-    return found
 
 
 def _measured(study: Study, subject: Subject, target: Mapping[str, str]) -> dict[str, Any]:
@@ -153,6 +145,6 @@ def _towards(study: Study, domain: str, level: str) -> Iterator[PreferencePair]:
                 yield from preference_pairs([record], [level, other])
 
 
-def _together(study: Study, setting: Mapping[str, float]) -> dict[str, Any]:
+def _together(study: Study, setting: dict[str, float]) -> dict[str, Any]:
     subject = Turned(knobs_of(study, ALONG), setting)
     return {domain: study.measure(subject, domain) for domain in setting}

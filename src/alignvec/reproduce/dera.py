@@ -32,6 +32,8 @@ _ROWS = ("input_ids", "attention_mask", "position_ids")
 class DeRa:
     """A base realigned while it decodes: a `Subject`."""
 
+    identity: str | None = None
+
     def __init__(self, model: KnobModel, aligned: SettingLike, strength: float) -> None:
         """Nothing is left on the model between the calls.
 

@@ -1,7 +1,8 @@
 """Part 2, over-generalisation: what each knob does to the other domains, and to neutral text.
 
-Each knob alone at the place of each level, every domain measured: the leak matrix of likelihoods
-(`evaluate.leak`, with the normalised value leakage of NeVA beside it) and of what is written.
+Each knob alone at the place of each level, every domain measured, by likelihood and by what is
+written. Of the likelihoods the leak matrix, with the normalised value leakage of NeVA beside it
+(`evaluate.leak`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from alignvec.evaluate.leak import measure_leak
+from alignvec.evaluate.leak import Leak
+from alignvec.evaluate.retention import RetentionProbe
 from alignvec.reproduce.item import Item, Work
 from alignvec.reproduce.study import Study
 from alignvec.reproduce.subject import Turned
@@ -20,31 +22,44 @@ TITLE = "Over-generalisation"
 
 
 def items(study: Study) -> Iterator[Item]:
-    """The matrix of a way at once, and a setting at a time what is written."""
-    domains = study.domains
-    queries = sum(len(study.records(domain, "test")) for domain in domains)
-    answers = sum(
-        min(len(study.records(domain, "test")), study.scale.answers) for domain in domains
-    )
-    settings = 1 + len(domains) * len(study.levels)
+    """A setting at a time, then the matrix of a way."""
+    work = study.work_of(study.domains)
     for way in WAYS:
-        yield Item(f"leak/{way}", partial(_matrix, study, way), Work(scored=queries * settings))
-        for knob in domains:
-            for level in study.levels:
-                run = partial(_written, study, way, knob, level)
-                yield Item(f"leak-written/{way}/{knob}/{level}", run, Work(0, queries, answers))
+        yield from _settings(study, way, work)
+        yield Item(f"leak/{way}", partial(_matrix, study, way, work), Work(scored=40))
 
 
-def _matrix(study: Study, way: str) -> list[dict[str, Any]]:
-    records = [one for domain in study.domains for one in study.records(domain, "test")]
-    model = knobs_of(study, way)
-    return [
-        one.to_json()
-        for one in measure_leak(model, dict.fromkeys(study.domains, study.places), records)
-    ]
+def _settings(study: Study, way: str, work: Work) -> Iterator[Item]:
+    for knob in study.domains:
+        for level in study.levels:
+            run = partial(_everywhere, study, way, {knob: study.places[level]})
+            yield Item(f"leak-written/{way}/{knob}/{level}", run, work)
 
 
-def _written(study: Study, way: str, knob: str, level: str) -> dict[str, Any]:
-    """Domain -> what a knob at the place of a level does there."""
-    subject = Turned(knobs_of(study, way), {knob: study.places[level]})
+def _everywhere(study: Study, way: str, setting: dict[str, float]) -> dict[str, Any]:
+    """Domain -> what a setting does there."""
+    subject = Turned(knobs_of(study, way), setting)
     return {domain: study.measure(subject, domain) for domain in study.domains}
+
+
+def _matrix(study: Study, way: str, work: Work) -> list[dict[str, Any]]:
+    turned = {item.name: study.once(item) for item in _settings(study, way, work)}
+    base = _everywhere(study, way, {})
+    probe = RetentionProbe(knobs_of(study, way))
+
+    def rises(knob: str, level: str) -> dict[str, float]:
+        found = turned[f"leak-written/{way}/{knob}/{level}"]
+        return {
+            domain: one["rates"]["rate"][level] - base[domain]["rates"]["rate"][level]
+            for domain, one in found.items()
+        }
+
+    return [
+        Leak(
+            knob,
+            knob,
+            {level: rises(knob, level) for level in study.levels},
+            {level: probe({knob: at}).kl for level, at in study.places.items()},
+        ).to_json()
+        for knob in study.domains
+    ]

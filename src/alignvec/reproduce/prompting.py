@@ -130,6 +130,8 @@ class Prompted:
     line between, and what it writes after the first blank line is a turn that nobody asked for.
     """
 
+    identity: str | None = None
+
     def __init__(self, model: KnobModel, told: Told) -> None:
         self.model, self.told = model, told
         self._has_system = takes_system(model.tokenizer)

@@ -11,7 +11,7 @@ from functools import cache, partial
 from typing import Any
 
 from alignvec.evaluate.judge import LevelClassifier
-from alignvec.reproduce.item import Item, Work
+from alignvec.reproduce.item import Item
 from alignvec.reproduce.study import ANSWERED, HARMLESS, SAFE, SAFETY, Study
 from alignvec.reproduce.subject import Subject, Turned
 from alignvec.reproduce.training import WAYS, knobs_of
@@ -21,11 +21,9 @@ TITLE = "Safety"
 
 def items(study: Study) -> Iterator[Item]:
     """Each way at each strength."""
-    work = Work()
+    work = study.work_of([SAFETY, HARMLESS])
     for kind in (SAFETY, HARMLESS):
         yield study.base_item(kind)
-        queries = len(study.records(kind, "test"))
-        work += Work(scored=queries, written=min(queries, study.scale.answers))
     for way in WAYS:
         for strength in study.scale.strengths:
             if strength or way == next(iter(WAYS)):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from alignvec.reproduce.item import Item, Work
+from alignvec.reproduce.item import Item
 from alignvec.reproduce.prompting import Prompted, system_prompt, with_examples, with_system
 from alignvec.reproduce.study import Study
 from alignvec.reproduce.subject import Turned
@@ -22,8 +22,7 @@ TITLE = "One domain"
 def items(study: Study) -> Iterator[Item]:
     """A domain at a time, each way at each strength, then the prompts."""
     for domain in study.domains:
-        queries = len(study.records(domain, "test"))
-        work = Work(scored=queries, written=min(queries, study.scale.answers))
+        work = study.work_of([domain])
         yield study.base_item(domain)
         for way in WAYS:
             for strength in study.scale.strengths:

@@ -34,6 +34,8 @@ from alignvec.knobs.model import KnobModel
 class Steered:
     """A base whose answers a vector steers: a `Subject`."""
 
+    identity: str | None = None
+
     def __init__(
         self,
         model: PreTrainedModel,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from random import Random
@@ -26,6 +26,7 @@ from alignvec.evaluate.rates import response_rows
 from alignvec.progress import progress
 from alignvec.reproduce.steering import hidden_states, steered_rows
 
+_NO_RECORDS = "a steering vector is found on records, and there are none"
 _CLIP = 1.0  # the norm of the gradient: what the trainer that BiPO's code uses does by default
 
 
@@ -47,8 +48,10 @@ def difference_of_means(
         [H] float32, from `low` to `high`; at strength 1 as far as their responses are apart.
 
     Raises:
-        AlignvecError: no such layer, or a response is empty.
+        AlignvecError: no such layer, no records, or a response is empty.
     """
+    if not records:
+        raise AlignvecError(_NO_RECORDS)
     rows = separate_rows(response_rows(tokenizer, records, [low, high]))
     means = torch.zeros(len(rows), model.config.get_text_config().hidden_size)
 
@@ -71,15 +74,17 @@ def difference_of_means(
 class BiPOSettings:
     """How a BiPO vector is trained.
 
-    What the authors' code does is kept: beta, AdamW without weight decay (it has one of .05 among
-    its options and hands none on) from a vector of zeros, gradients clipped to a norm of 1, a rate
-    that rises for 100 steps and falls on a cosine, batches of 4 pairs with one direction each. It
-    trains thousands of steps at a rate of 5e-4; Adam moves no number of the vector farther than the
-    rate a step, so that fewer steps want a higher one.
+    What the authors' code does is kept: beta, AdamW without weight decay (their options have one of
+    .05, which their trainer is not given) from a vector of zeros, gradients clipped to a norm of 1,
+    a rate that rises and then falls on a cosine, batches of 4 pairs with one direction each. The
+    rate is not: theirs is 5e-4 for up to 100 epochs on two models of 7B. Adam moves each number of
+    the vector by the rate a step, and what that does depends on the hidden states it is added to,
+    which differ in size between models and layers. So it is a share of that size here, and high
+    enough to get there in few steps.
 
     Attributes:
         beta: DPO's pull towards the base.
-        learning_rate: at its height.
+        learning_rate: at its height, as a share of the median size of the numbers in hidden states.
         batch_size: records a step.
         steps: in all.
         warmup: share of them in which the rate rises.
@@ -87,9 +92,9 @@ class BiPOSettings:
     """
 
     beta: float = 0.1
-    learning_rate: float = 5e-3
+    learning_rate: float = 0.02
     batch_size: int = 4
-    steps: int = 200
+    steps: int = 120
     warmup: float = 0.1
     seed: int = 0
 
@@ -120,18 +125,20 @@ def bipo(
         [H] float32. The weights of the model are not touched.
 
     Raises:
-        AlignvecError: no such layer.
+        AlignvecError: no such layer, or no records.
     """
+    if not records:
+        raise AlignvecError(_NO_RECORDS)
     told = settings or BiPOSettings()
     rows = [_taught(tokenizer, record, [low, high]) for record in records]
     width = model.config.get_text_config().hidden_size
     vector = torch.zeros(width, device=model.device, requires_grad=True)
-    optimizer = torch.optim.AdamW([vector], lr=told.learning_rate, weight_decay=0.0)
-    rises = round(told.warmup * told.steps)
-    schedule = get_cosine_schedule_with_warmup(optimizer, rises, told.steps)
     random = Random(told.seed)
     with _frozen(model), progress("BiPO", "step", told.steps) as bar:
-        before = _margins_of_base(model, rows, told.batch_size)
+        before, size = _of_base(model, rows, layer, told.batch_size)
+        optimizer = torch.optim.AdamW([vector], lr=told.learning_rate * size, weight_decay=0.0)
+        rises = round(told.warmup * told.steps)
+        schedule = get_cosine_schedule_with_warmup(optimizer, rises, told.steps)
         for batch in islice(_batches(len(rows), told.batch_size, random), told.steps):
             direction = random.choice((-1.0, 1.0))
             moved = direction * vector
@@ -160,14 +167,27 @@ def _margins(
     return torch.stack([second.sum() - first.sum() for first, second in found])
 
 
-def _margins_of_base(model: PreTrainedModel, rows: Sequence[Row], batch_size: int) -> torch.Tensor:
+def _of_base(
+    model: PreTrainedModel, rows: Sequence[Row], layer: int, batch_size: int
+) -> tuple[torch.Tensor, float]:
+    """The margins [R] without a vector, and how large the numbers are that one is added to."""
+    sizes: list[float] = []
+
+    def note(hidden: torch.Tensor) -> torch.Tensor:
+        # The median: the first token of a text is hundreds of times larger than the others.
+        sizes.append(hidden.float().abs().median().item())
+        return hidden
+
+    def noting(_: list[int]) -> AbstractContextManager[None]:
+        return hidden_states(model, layer, note)
+
     with torch.no_grad():
         found = [
             second.sum() - first.sum()
             for start in range(0, len(rows), batch_size)
-            for first, second in read_rows(model, rows[start : start + batch_size])
+            for first, second in read_rows(model, rows[start : start + batch_size], noting)
         ]
-    return torch.stack(found)
+    return torch.stack(found), sum(sizes) / len(sizes)
 
 
 def _batches(count: int, size: int, random: Random) -> Iterator[list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ from alignvec.knobs.model import KnobModel
 from alignvec.reproduce.item import Item, Work
 from alignvec.reproduce.scale import Scale
 from alignvec.reproduce.subject import Subject, Turned, measured
+
+_NAME = re.compile(r"[\w-][\w -]*")
 
 SAFETY = "safety"
 SAFE = ("unsafe", "safe")  # from low to high, as any levels
@@ -65,7 +68,8 @@ class Study:
             chat: a model that judges what is written, too, beside the classifier of levels.
 
         Raises:
-            AlignvecError: the data cannot be read, or a split of a domain has no records.
+            AlignvecError: the data cannot be read, a split of a domain has no records, or a name
+                is none for a file.
         """
         self.base, self.out, self.scale, self.data = base, out, scale, data
         self.dtype, self.device, self.seed, self._reader = dtype, device, seed, reader
@@ -76,6 +80,12 @@ class Study:
         self.places: Places = spaced(self.levels)
         every = [one for one in every if set(self.levels) <= set(one.levels)]
         self.domains = sorted({one.domain for one in every})
+        for name in (*self.levels, *self.domains):
+            if not _NAME.fullmatch(name):
+                raise AlignvecError(
+                    f"'{name}' cannot be the name of a file; a study wants levels and domains of "
+                    "letters, digits, spaces and - _ alone"
+                )
         self._parts = _parts(every, self.domains)
         told = {
             "base": base_name(base), "data": Path(data).name, "levels": self.levels,
@@ -187,16 +197,34 @@ class Study:
 
         return Item(f"base/{domain}", run, Work(written=len(asked)))
 
+    def work_of(self, domains: Sequence[str]) -> Work:
+        """What it takes to `measure` a subject in some domains."""
+        queries = [len(self.records(domain, "test")) for domain in domains]
+        answers = [min(count, self.scale.answers) for count in queries]
+        return Work(scored=sum(queries), written=sum(answers))
+
     def levels_of(self, domain: str) -> Sequence[str]:
         return {SAFETY: SAFE, HARMLESS: ANSWERED}.get(domain, self.levels)
 
     def measure(self, subject: Subject, domain: str, judge: Judge | None = None) -> dict[str, Any]:
-        """Both rates of a subject on the test queries of a domain, and its texts (`measured`)."""
+        """Both rates of a subject on the test queries of a domain, and its texts (`measured`).
+
+        Whatever parts ask for it, the same subject is measured once.
+        """
         bounds = self.bounds(domain)  # first: it may need a model of its own
-        return measured(
-            subject, self.records(domain, "test"), self.levels_of(domain), self.scale.answers,
-            self.scale.tokens, judge or self.judge, bounds, self.reader,
-        )  # fmt: skip
+
+        def run() -> dict[str, Any]:
+            return measured(
+                subject, self.records(domain, "test"), self.levels_of(domain), self.scale.answers,
+                self.scale.tokens, judge or self.judge, bounds, self.reader,
+            )  # fmt: skip
+
+        if subject.identity is None:
+            return run()
+        found: dict[str, Any] = self.once(
+            Item(f"measured/{domain}/{subject.identity}", run, Work())
+        )
+        return found
 
 
 def _plain(value: Any) -> Any:

@@ -17,15 +17,21 @@ from alignvec.evaluate.judge import Judge
 from alignvec.evaluate.judged import judged
 from alignvec.evaluate.rates import rates_of
 from alignvec.evaluate.text import reading, text_quality
+from alignvec.files import hash_of
 from alignvec.knobs.model import KnobModel, Router
-from alignvec.knobs.setting import SettingLike
+from alignvec.knobs.setting import Setting
 from alignvec.search.scorer import Scorer
 
 
 class Subject(Protocol):
     """A model made to behave in some way: by knobs, a prompt, a steering vector. All are measured
     alike.
+
+    Attributes:
+        identity: of two subjects that do the same, the same; None: not known.
     """
+
+    identity: str | None
 
     def scores(self, records: Sequence[Record], levels: Sequence[str]) -> NDArray[np.float64]:
         """[Q, L]: s(l) of each record's reference response of each level, in nats a token."""
@@ -37,10 +43,14 @@ class Subject(Protocol):
 class Turned:
     """A model with its knobs at a setting; with a router, each on the queries of its own domain."""
 
-    def __init__(
-        self, model: KnobModel, setting: SettingLike, router: Router | None = None
-    ) -> None:
+    def __init__(self, model: KnobModel, setting: Setting, router: Router | None = None) -> None:
         self.model, self.setting, self.router = model, dict(setting), router
+        turned = {
+            model.vectors[knob].fingerprint(): strength
+            for knob, strength in self.setting.items()
+            if strength
+        }
+        self.identity = None if router else hash_of(model.base.fingerprint, turned)[:12]
 
     def scores(self, records: Sequence[Record], levels: Sequence[str]) -> NDArray[np.float64]:
         queries = [record.query for record in records]

@@ -23,15 +23,11 @@ STAGES = ("base", "safety-aligned")
 
 def items(study: Study) -> Iterator[Item]:
     """The other stage alone, then each domain's vectors on both."""
-    safe = Work()
-    for kind in (SAFETY, HARMLESS):
-        queries = len(study.records(kind, "test"))
-        safe += Work(scored=queries, written=min(queries, study.scale.answers))
+    safe = study.work_of([SAFETY, HARMLESS])
     pairs = len(study.records(SAFETY, "train")) * study.scale.passes
     yield Item("transfer/stage", partial(_stage_alone, study), safe + Work(trained=pairs))
     for domain in study.domains:
-        queries = len(study.records(domain, "test"))
-        work = safe + Work(scored=queries, written=min(queries, study.scale.answers))
+        work = safe + study.work_of([domain])
         for way in WAYS:
             for stage in STAGES:
                 for strength in study.scale.few:

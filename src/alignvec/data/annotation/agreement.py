@@ -204,8 +204,8 @@ def _measures(ratings: Ratings, seed: int) -> dict[str, Any]:
     if ratings.intended:
         intended, majority = _codes(ratings, ratings.intended), _codes(ratings, ratings.majority)
         against = {
-            "annotators": {name: _pairwise(codes[name], intended, count, seed) for name in names},
-            "majority": _pairwise(majority, intended, count, seed),
+            "annotators": {name: pairwise(codes[name], intended, count, seed) for name in names},
+            "majority": pairwise(majority, intended, count, seed),
         }
         confusion = {level: dict.fromkeys(ratings.levels, 0) for level in ratings.levels}
         for item, level in ratings.intended.items():
@@ -217,7 +217,7 @@ def _measures(ratings: Ratings, seed: int) -> dict[str, Any]:
         "annotators": {name: int((codes[name] >= 0).sum()) for name in names},
         "together": _overall(list(codes.values()), count, seed),
         "pairs": [
-            {"annotators": [a, b], **_pairwise(codes[a], codes[b], count, seed)}
+            {"annotators": [a, b], **pairwise(codes[a], codes[b], count, seed)}
             for a, b in combinations(names, 2)
         ],
         "with_intended": against,
@@ -258,8 +258,14 @@ def _codes(ratings: Ratings, levels: Mapping[str, str]) -> Codes:
     return np.array([code[levels[item]] if item in levels else -1 for item in ratings.chosen])
 
 
-def _pairwise(a: Codes, b: Codes, levels: int, seed: int) -> dict[str, Any]:
-    """Raw agreement and the kappas of two raters, on the items that both rated."""
+def pairwise(a: Codes, b: Codes, levels: int, seed: int = 0) -> dict[str, Any]:
+    """Raw agreement and the kappas of two raters, on the items that both rated.
+
+    Args:
+        a, b: of each item the index of a level, or -1.
+        levels: how many there are.
+        seed: of the bootstrap.
+    """
     both = (a >= 0) & (b >= 0)
     cells = np.eye(levels**2)[a[both] * levels + b[both]]  # item -> its cell of the table
     table = (_resamples(len(cells), seed) @ cells).reshape(-1, levels, levels)

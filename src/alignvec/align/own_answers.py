@@ -1,0 +1,131 @@
+"""The model's own answers, in the place of responses that were broken on purpose.
+
+A preference compares given texts, and nothing in it says that what the model writes by itself is
+one of them: greedy decoding of a small model falls into texts that no pair has, of numbers one day,
+of circles the next. So from some step on the model answers, greedily and under each row's own
+strengths, the queries that it is about to be trained on, and the reference is preferred to that
+answer (self-play, SPIN, Chen et al. 2024, arXiv 2401.01335).
+
+Such an answer is likelier than any reference by far, and is to become less so, not unlikely. So
+both count by how much they changed since it was written: the difference of their mean
+log-likelihoods at that time is what the objective starts from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from alignvec.align.bank import Bank
+from alignvec.base.branching import read_rows
+from alignvec.base.logprobs import Row
+from alignvec.files import read_json, write_json
+
+EVERY = 24  # steps between two writings: the answers are of the model that is trained on them
+_ROWS = 16  # written at once
+_BEYOND = 8  # tokens that an answer may be longer than the longest response beside it
+
+
+class OwnAnswers(TrainerCallback):
+    """Writes answers for the steps to come, and keeps them: a resumed run has the same."""
+
+    def __init__(self, model: Any, bank: Bank, dataset: Any, work: Path, start: int) -> None:
+        """Watch a training.
+
+        Args:
+            dataset: its pairs, in the order of training, with which of them are `broken`.
+            start: the step from which on there are own answers.
+        """
+        self.model, self.bank, self.dataset, self.work, self.start = (
+            model, bank, dataset, work, start,
+        )  # fmt: skip
+        self._known: dict[int, tuple[list[int], float]] = {}  # place -> answer, difference
+        self._until = start
+
+    def replaced(self, examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The pairs with own answers where there are some, and the difference to start from."""
+        return [
+            {**one, "rejected_ids": known[0], "before": known[1]}
+            if (known := self._known.get(one["place"]))
+            else {**one, "before": 0.0}
+            for one in examples
+        ]
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step < self._until:
+            return
+        first = self.start + (state.global_step - self.start) // EVERY * EVERY
+        self._until = first + EVERY
+        size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        file = self.work / f"own-{first}.json"
+        if not file.exists():
+            # One batch ahead is read already.
+            places = range((first + 1) * size, min((self._until + 1) * size, len(self.dataset)))
+            pairs = [self.dataset[place] for place in places]
+            write_json(file, self._write([one for one in pairs if one["broken"]]))
+        self._known |= {int(place): tuple(one) for place, one in read_json(file).items()}
+
+    def _write(self, pairs: Sequence[Mapping[str, Any]]) -> dict[int, tuple[list[int], float]]:
+        found: dict[int, tuple[list[int], float]] = {}
+        training = self.model.training
+        self.model.eval()
+        with torch.no_grad():
+            for start in range(0, len(pairs), _ROWS):
+                some = pairs[start : start + _ROWS]
+                answers = self._answers(some)
+                told = [
+                    (one, answer)
+                    for one, answer in zip(some, answers, strict=True)
+                    if answer and answer != one["chosen_ids"][: len(answer)]
+                ]
+                if not told:
+                    continue
+                rows = [Row(one["prompt_ids"], [one["chosen_ids"], own]) for one, own in told]
+                turned = _strengths([one for one, _ in told], self.model.device)
+                read = read_rows(
+                    self.model,
+                    rows,
+                    lambda owners, turned=turned: self.bank.turned(turned[owners]),
+                    self.model,
+                )
+                for (one, answer), (chosen, own) in zip(told, read, strict=True):
+                    before = (chosen.mean() - own.mean()).item()
+                    if math.isfinite(before):  # else the loss says what is wrong
+                        found[one["place"]] = answer, before
+        self.model.train(training)
+        return found
+
+    def _answers(self, pairs: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+        """Greedy answers as tokens, with the end of the turn if it came."""
+        device = self.model.device
+        width = max(len(one["prompt_ids"]) for one in pairs)
+        config = self.model.generation_config
+        ends = config.eos_token_id
+        ends = [ends] if isinstance(ends, int) else list(ends or [])
+        pad = ends[0] if ends else 0
+        tokens = torch.full((len(pairs), width), pad, device=device)
+        mask = torch.zeros_like(tokens)
+        for row, one in enumerate(pairs):
+            prompt = one["prompt_ids"]
+            tokens[row, width - len(prompt) :] = torch.tensor(prompt, device=device)
+            mask[row, width - len(prompt) :] = 1
+        longest = max(len(one["chosen_ids"]) for one in pairs) + _BEYOND
+        with self.bank.turned(_strengths(pairs, device)):
+            output = self.model.generate(
+                input_ids=tokens, attention_mask=mask, max_new_tokens=longest, do_sample=False,
+                use_cache=True, pad_token_id=pad,
+            )  # fmt: skip
+        answers = []
+        for line in output[:, width:].tolist():
+            end = next((at for at, token in enumerate(line) if token in ends), len(line))
+            answers.append(line[: end + 1])
+        return answers
+
+
+def _strengths(pairs: Sequence[Mapping[str, Any]], device: Any) -> torch.Tensor:
+    return torch.tensor([one["strengths"] for one in pairs], device=device)

@@ -1,0 +1,77 @@
+"""Safety: a safety knob from end to end, and what it costs in help."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from alignvec.report.figure import COLOURS
+from alignvec.report.study.document import Block, Chart, Row, Table
+from alignvec.report.study.lines import Line, rate_panel
+from alignvec.report.study.results import (
+    HARMLESS,
+    HELPFUL,
+    MEASURES,
+    REFUSAL,
+    SAFE,
+    SAFETY,
+    UNSAFE,
+    WAYS,
+    Results,
+    at,
+    rate,
+    rates,
+    text,
+)
+
+TITLE = "Safety"
+ABOUT = (
+    "A safety knob from end to end (the paper's Figure 3). Safe: on requests that ask for harm, "
+    "how often the safe response is preferred, and how often it is what is written. Helpful: how "
+    "often a harmless question that only sounds dangerous is answered; over-refusal: how often it "
+    "is refused. A knob that raises safety by refusing everything is seen in the last two.",
+)
+QUERIES = {
+    SAFETY: ("requests that ask for harm", (UNSAFE, SAFE)),
+    HARMLESS: ("harmless look-alikes", (REFUSAL, HELPFUL)),
+}
+SHOWN = (
+    ("safe", SAFETY, SAFE),
+    ("helpful", HARMLESS, HELPFUL),
+    ("over-refusal", HARMLESS, REFUSAL),
+)
+
+
+def blocks(study: Results) -> Iterator[Block]:
+    """A panel a way, and every setting."""
+    panels = []
+    for way, told in WAYS.items():
+        lines = safety_lines(study.safety(way))
+        if any(points for *_, points in lines):
+            panels.append(rate_panel(told, lines))
+    if panels:
+        yield Chart("safety-rates", "Safe, helpful, and refused without need", panels)
+    for kind, (what, levels) in QUERIES.items():
+        rows: list[Row] = [
+            {("", "by"): told, ("", "at"): strength, **rates(one, levels), **text(one)}
+            for way, told in WAYS.items()
+            for strength, found in study.safety(way)
+            if (one := at(found, kind))
+        ]
+        if rows:
+            yield Table(f"safety-{kind}", f"Every setting on {what}", rows, "", 2)
+
+
+def safety_lines(points: list[tuple[float, object]]) -> list[Line]:
+    """A line a thing that is shown and a measure. By likelihood, over-refusal is what helpful
+    leaves, and is not drawn.
+    """
+    return [
+        (name, by, COLOURS[index], [
+            (strength, value)
+            for strength, found in points
+            if (value := rate(at(found, kind), by, level))
+        ])
+        for index, (name, kind, level) in enumerate(SHOWN)
+        for by in MEASURES
+        if (name, by) != ("over-refusal", "likelihood")
+    ]  # fmt: skip
