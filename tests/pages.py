@@ -3,7 +3,7 @@
 Numbers that cog writes are checked by cog, code is code, and the target of a link is an address. Of
 the rest, in paragraphs, tables, headings and captions, a number is one of
 
-- a part of a name: GPT-2, 135M, Gemma 3, arXiv 2410.19206, a date, the 27 behaviours (`NAMES`);
+- a part of a name: GPT-2, 135M, Gemma 3, a version, a date, the 27 behaviours (`NAMES`);
 - an end of a knob or the base: -1, 0, 1, written so (a rate of 1.00 is not);
 - a figure of the paper, in a paragraph that speaks of the paper (`PAPER`);
 - within quotation marks, and what they hold stands word for word in a result;
@@ -47,13 +47,13 @@ ENDS = {"-1", "0", "1"}
 NAMES = r"""
     \b[A-Za-z]\w*\d[\w.]*                 # bfloat16, Conv1D
     | \b[A-Z]\w*-\w*\d[\w.-]*             # GPT-2, Apache-2.0
-    | \b20\d\d-\d\d-\d\d\b
+    | \b20\d\d-\d\d-\d\d\b | \b\d+\.\d+\.\d+\b  # dates, versions
     | \b\d+(?:\.\d+)?[MB]\b               # 135M, 1.1B: sizes of models
     | \b4-grams?\b
     | \b(?:Gemma|Python|alignvec)\ \d+(?:\.\d+)*
     | \barXiv\s\d{4}\.\d{5}
     | \bet\ al\.\s\d{4}
-    | \b27(?=\sbehaviours)                # three levels in three domains
+    | \b27(?=\s(?:behaviours|retrainings))  # three levels in three domains
 """
 WORDS = {
     "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8",
