@@ -6,7 +6,7 @@ Which of them this one is, Accelerate says (`PartialState`); a process alone is 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,8 +28,8 @@ def shared_work(out: Path, group: PartialState) -> Iterator[Path]:
     Raises:
         AlignvecError: see `work_folder`; in the main process, whose end is that of the others.
     """
-    with work_folder(out, worth="checkpoint-*") if group.is_main_process else nullcontext() as own:
-        yield from_main(group, lambda: own)
+    with ExitStack() as held:
+        yield from_main(group, lambda: held.enter_context(work_folder(out, worth="checkpoint-*")))
         group.wait_for_everyone()
 
 
@@ -51,7 +51,8 @@ def share_of(batch: int, group: PartialState) -> int:
             f"{batch} pairs a step cannot be divided among {group.num_processes} processes; "
             f"--batch-size {-(-batch // group.num_processes) * group.num_processes}"
         )
-    return batch // group.num_processes
+    share: int = batch // group.num_processes
+    return share
 
 
 def whole_state(trainer: Trainer) -> dict[str, torch.Tensor] | None:
