@@ -56,7 +56,7 @@ def test_two_processes_have_the_losses_of_one(way, tiny, tmp_path):
     assert process.returncode == 0, complaints
     assert said.count("aligned model:") == 1
     one, two = tmp_path / "one", tmp_path / "two"
-    assert len(told(one)) > 6
+    assert len(told(one)) >= 6
     torch.testing.assert_close(told(two), told(one), atol=1e-4, rtol=1e-4)
     found, expected = weights(two), weights(one)
     assert found.keys() == expected.keys()
@@ -67,7 +67,7 @@ def test_two_processes_have_the_losses_of_one(way, tiny, tmp_path):
 
 
 def test_two_killed_processes_go_on(tiny, tmp_path):
-    data = write_records(tmp_path / "many.jsonl", 24)
+    data = write_records(tmp_path / "many.jsonl", 16)
     asked = ("align", tiny("mistral"), "--data", data, "--answers", "0", "--dtype", "float32",
              "--epochs", "4", "-o")  # fmt: skip
     process = launched(*asked, tmp_path / "two")
