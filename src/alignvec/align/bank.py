@@ -24,6 +24,7 @@ from alignvec.vector.alignment_vector import AlignmentVector
 from alignvec.vector.delta import LowRank
 
 _ADAPTER = "default"  # what PEFT calls the only one
+_MODEL = "base_model.model"  # where it has the model that the adapter is on
 
 
 class Bank:
@@ -78,13 +79,20 @@ class Bank:
             layer.lora_A[_ADAPTER].weight.register_hook(lambda grad: _zeroed(grad, 0, span))
             layer.lora_B[_ADAPTER].weight.register_hook(lambda grad: _zeroed(grad, 1, span))
 
-    def factors(self, knob: str) -> dict[str, LowRank]:
-        """Weight name -> B A of one knob, its scaling multiplied in."""
-        span = self._span[knob]
+    def factors(
+        self, knob: str, state: Mapping[str, torch.Tensor] | None = None
+    ) -> dict[str, LowRank]:
+        """Weight name -> B A of one knob, its scaling multiplied in.
+
+        Args:
+            state: the model's weights by name, where they are not whole in the model.
+        """
+        span, state = self._span[knob], state or self.model.state_dict()
         return {
             f"{name}.weight": LowRank(
-                layer.lora_A[_ADAPTER].weight.detach()[span].clone(),
-                layer.lora_B[_ADAPTER].weight.detach()[:, span] * layer.scaling[_ADAPTER],
+                state[f"{_MODEL}.{name}.lora_A.{_ADAPTER}.weight"][span].clone(),
+                state[f"{_MODEL}.{name}.lora_B.{_ADAPTER}.weight"][:, span]
+                * layer.scaling[_ADAPTER],
                 transposed=bool(layer.fan_in_fan_out),
             )
             for name, layer in self._layers().items()

@@ -74,13 +74,11 @@ def pairs_along(
         chosen = record.levels[level]
         rejected = {other: text for other, text in record.levels.items() if other in levels}
         rejected[level] = drawn.choice([circling, counting])(chosen, drawn)
-        pairs += [
-            PreferencePair(
-                f"{record.id}:{level}>{other}", record.prompt, chosen, text, strengths,
-                broken=other == level,
-            )  # fmt: skip
-            for other, text in rejected.items()
-        ]
+        for other, text in rejected.items():
+            name, broken = f"{record.id}:{level}>{other}", other == level
+            pairs.append(
+                PreferencePair(name, record.prompt, chosen, text, strengths, broken=broken)
+            )
     return pairs
 
 

@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import TrainerCallback
 
 from alignvec.align.bank import Bank
+from alignvec.align.processes import from_main
 from alignvec.base.branching import read_rows
 from alignvec.base.logprobs import Row
 from alignvec.files import read_json, write_json
@@ -63,12 +65,18 @@ class OwnAnswers(TrainerCallback):
         self._until = first + EVERY
         size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         file = self.work / f"own-{first}.json"
-        if not file.exists():
-            # One batch ahead is read already.
-            places = range((first + 1) * size, min((self._until + 1) * size, len(self.dataset)))
-            pairs = [self.dataset[place] for place in places]
-            write_json(file, self._write([one for one in pairs if one["broken"]]))
-        self._known |= {int(place): tuple(one) for place, one in read_json(file).items()}
+
+        def answers() -> dict[str, Any]:
+            if not file.exists():
+                # One batch ahead is read already.
+                places = range((first + 1) * size, min((self._until + 1) * size, len(self.dataset)))
+                pairs = [self.dataset[place] for place in places]
+                write_json(file, self._write([one for one in pairs if one["broken"]]))
+            found: dict[str, Any] = read_json(file)
+            return found
+
+        found = from_main(PartialState(), answers)
+        self._known |= {int(place): tuple(one) for place, one in found.items()}
 
     def _write(self, pairs: Sequence[Mapping[str, Any]]) -> dict[int, tuple[list[int], float]]:
         found: dict[int, tuple[list[int], float]] = {}

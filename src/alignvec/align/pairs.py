@@ -82,10 +82,13 @@ def fitting(pairs: Sequence[TokenPair], longest: int) -> tuple[list[TokenPair], 
     return kept, told
 
 
-def pairs_dataset(pairs: Sequence[TokenPair], seed: int, work: Path) -> datasets.Dataset:
+def pairs_dataset(
+    pairs: Sequence[TokenPair], seed: int, work: Path, multiple: int = 1
+) -> datasets.Dataset:
     """Pairs as TRL has them after its own preparation; on disk, so that its caches survive a kill.
 
-    The queries of plain pairs are shuffled; pairs with strengths have their order.
+    The queries of plain pairs are shuffled; pairs with strengths have their order. The last one is
+    repeated, and does not count, up to a `multiple`: several processes have as many each.
     """
     turned = any(one.pair.strengths for one in pairs)
     rows = [
@@ -106,6 +109,9 @@ def pairs_dataset(pairs: Sequence[TokenPair], seed: int, work: Path) -> datasets
         }
         for place, one in enumerate(pairs if turned else _shuffled(pairs, seed))
     ]
+    if multiple > 1:
+        last = [{**rows[-1], "counts": False}] * (-len(rows) % multiple)
+        rows = [{**row, "counts": True} for row in rows] + last
     if len(rows) < 5000:  # bars that flash by hide the one that matters
         datasets.disable_progress_bars()
     folder = work / "pairs"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from trl import DPOConfig
 
 from alignvec.align.bank import Bank, rank_of
@@ -24,17 +25,20 @@ from alignvec.align.lora import gain, linear_layers, lora_config
 from alignvec.align.objectives import OBJECTIVES
 from alignvec.align.own_answers import OwnAnswers
 from alignvec.align.pairs import fitting, pairs_dataset, token_pairs
+from alignvec.align.processes import from_main, share_of, shared_work, whole_state
 from alignvec.align.settings import TRL_LOSSES, AlignSettings
 from alignvec.align.trainer import ProgressOnBar, SharedPromptTrainer, TurnedPairs
+from alignvec.base.branching import can_branch
 from alignvec.base.checkpoint import RECORD
 from alignvec.base.dtypes import default_dtype, find_device
 from alignvec.base.live import open_weights
 from alignvec.base.load import Base, load_base
 from alignvec.base.seen import SEEN, seen_prompts
+from alignvec.base.source import find_base
 from alignvec.base.state import model_state
 from alignvec.data.pairs import PreferencePair
 from alignvec.errors import AlignvecError, one_line
-from alignvec.files import atomic_folder, check_free, read_json, work_folder, write_json
+from alignvec.files import atomic_folder, check_free, read_json, write_json
 from alignvec.progress import progress
 from alignvec.vector.adapter import write_adapter
 from alignvec.vector.alignment_vector import AlignmentVector
@@ -61,6 +65,9 @@ def align(
     give an adapter each, in a folder of its name. Checkpoints go to a hidden folder beside it; a
     killed run, started again with the same base, data and settings, goes on from the last one.
 
+    Called in each of several processes (`accelerate launch`) it trains one model, with the steps of
+    one process; the main process writes, and all return when that is done.
+
     Args:
         pairs: plain ones, those of one query next to each other, as `preference_pairs` gives them,
             train at lambda = 1; those of `pairs_along` train along the knobs.
@@ -81,14 +88,19 @@ def align(
     along = any(pair.strengths for pair in pairs)
     if along and settings.method == "full":
         raise AlignvecError("full weights are trained at one end only; --method lora for a line")
+    device = find_device(device)
+    group = PartialState(cpu=device == "cpu")
     check_free(out, overwrite)
-    with work_folder(out, worth="checkpoint-*") as work:
-        _align(work, base, pairs, out, settings, knobs, beside, provenance, overwrite, device)
+    with shared_work(out, group) as work:
+        _align(
+            work, group, base, pairs, out, settings, knobs, beside, provenance, overwrite, device
+        )
     return out
 
 
 def _align(
     work: Path,
+    group: PartialState,
     base: str,
     pairs: Sequence[PreferencePair],
     out: Path,
@@ -97,21 +109,22 @@ def _align(
     beside: Mapping[str, AlignmentVector],
     provenance: dict[str, Any] | None,
     overwrite: bool,
-    device: str | None,
+    device: str,
 ) -> None:
-    """See `align`; `work` is this run's alone."""
+    """See `align`; `work` is this run's alone, and that of the processes in its `group`."""
     along = any(pair.strengths for pair in pairs)
     # TRL's own use of old names, and PEFT looking up a base that may be only a name here.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     warnings.filterwarnings("ignore", message="Could not find a config file")
     warnings.filterwarnings("ignore", message="Unable to fetch remote file")
     started = time.time()
-    device = find_device(device)
     dtype = settings.dtype or (
         str(default_dtype(device)).removeprefix("torch.")
         if settings.method == "lora"
         else "float32"
     )
+    with group.main_process_first():  # a GGUF file is converted once
+        find_base(base)
     loaded = load_base(base, dtype, device)
     # The largest: everyday questions that are held have a row each.
     rows = itertools.groupby(pairs, lambda one: (one.prompt, one.strengths))
@@ -119,6 +132,7 @@ def _align(
     linear = linear_layers(loaded.model)
     settings = settings.resolved(along, len(pairs), gain(linear), row)
     settings = settings.within(loaded.model.config)
+    batch = share_of(settings.batch_size or 1, group)
     on_disk = open_weights(loaded.folder)
     beside = {knob: vector.fitted(on_disk, loaded.name) for knob, vector in beside.items()}
     record = _record(loaded.name, pairs, settings, dtype) | (provenance or {})
@@ -126,8 +140,13 @@ def _align(
     record |= {"knobs": list(knobs), "beside": {k: v.fingerprint() for k, v in beside.items()}}
     tokens, told = fitting(token_pairs(pairs, loaded.tokenizer), settings.max_length)
     record["length"] = told
-    state = model_state(loaded.model, loaded.tokenizer)
-    resume_from = _last_checkpoint(work, {**record, "base_state": state})
+    base_state = model_state(loaded.model, loaded.tokenizer)
+    run = {**record, "base_state": base_state, "processes": group.num_processes}
+    resume_from = from_main(group, lambda: _last_checkpoint(work, run))
+    multiple = settings.batch_size or 1 if group.num_processes > 1 else 1
+    with group.main_process_first():
+        dataset = pairs_dataset(tokens, settings.seed, work, multiple)
+    can_branch(loaded.model)  # tried while the weights are whole
     ranks = [settings.rank] * max(1, len(knobs)) + [*map(rank_of, beside.values())]
     with progress("aligning", "step") as bar:
         trainer = SharedPromptTrainer(
@@ -137,19 +156,28 @@ def _align(
             hold=settings.hold,
             ratio=settings.ratio or 1.0,
             model=loaded.model,
-            args=_dpo_config(settings, along, work, device),
-            train_dataset=pairs_dataset(tokens, settings.seed, work),
+            args=_dpo_config(settings, batch, along, work, device),
+            train_dataset=dataset,
             data_collator=TurnedPairs(loaded.tokenizer.pad_token_id, settings.max_length),
             processing_class=loaded.tokenizer,
             peft_config=lora_config(loaded.model, linear, settings, sum(ranks))
             if settings.method == "lora"
             else None,
         )
+        if beside and trainer.is_fsdp_enabled:  # which takes the place of what `keep` hooks into
+            raise AlignvecError(
+                "knobs are not trained beside others where weights are spread (FSDP)"
+            )
         if along:
             trainer.bank = Bank(trainer.model, [*knobs, *beside], ranks)
             for knob, vector in beside.items():
                 trainer.bank.keep(knob, vector)
-            if settings.loss in OBJECTIVES and settings.own_answers < 1:
+            # Weights that are spread (FSDP) write no answers.
+            if (
+                settings.loss in OBJECTIVES
+                and settings.own_answers < 1
+                and not trainer.is_fsdp_enabled
+            ):
                 steps = math.ceil(len(tokens) / settings.batch_size)
                 own = OwnAnswers(
                     trainer.model, trainer.bank, trainer.train_dataset, work,
@@ -161,9 +189,12 @@ def _align(
         _train(trainer, resume_from, work)
     curve = _curve(trainer.state.log_history)
     record |= {"seconds": round(time.time() - started, 1), "curve": curve}
-    with atomic_folder(out, overwrite) as partial:
-        _write(trainer, loaded, knobs if along and len(ranks) > 1 else (), partial, record)
-    logger.info("aligned model in %s (%s s)", out, record["seconds"])
+    state = whole_state(trainer)
+    if group.is_main_process:
+        with atomic_folder(out, overwrite) as partial:
+            of = knobs if along and len(ranks) > 1 else ()
+            _write(trainer, loaded, of, partial, record, state)
+        logger.info("aligned model in %s (%s s)", out, record["seconds"])
 
 
 def _write(
@@ -172,16 +203,17 @@ def _write(
     knobs: Sequence[str],
     folder: Path,
     record: dict[str, Any],
+    state: dict[str, torch.Tensor] | None,
 ) -> None:
     """The aligned model, or of several `knobs` an adapter each, with the training record."""
     for knob in knobs:
         (folder / knob).mkdir()
-        write_adapter(folder / knob, loaded.name, trainer.bank.factors(knob), torch.float32)
+        write_adapter(folder / knob, loaded.name, trainer.bank.factors(knob, state), torch.float32)
         write_json(folder / knob / RECORD, record | {"domain": knob})
     if not knobs:
         if record["settings"]["method"] == "lora":
             trainer.model.peft_config["default"].base_model_name_or_path = loaded.name
-        trainer.model.save_pretrained(folder)
+        trainer.model.save_pretrained(folder, state_dict=state)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model-card template
     loaded.tokenizer.save_pretrained(folder)
     write_json(folder / RECORD, record)
@@ -242,7 +274,9 @@ def _train(trainer: SharedPromptTrainer, resume_from: Path | None, work: Path) -
         ) from error
 
 
-def _dpo_config(settings: AlignSettings, along: bool, work: Path, device: str) -> DPOConfig:
+def _dpo_config(
+    settings: AlignSettings, batch: int, along: bool, work: Path, device: str
+) -> DPOConfig:
     own = settings.loss in OBJECTIVES
     return DPOConfig(
         output_dir=str(work),
@@ -253,8 +287,8 @@ def _dpo_config(settings: AlignSettings, along: bool, work: Path, device: str) -
         # No warm-up at one end: an adapter starts at zero, and of two dozen steps none is to spare.
         warmup_steps=5 if along else 0,
         num_train_epochs=1 if along else settings.epochs,  # its pairs are those of all passes
-        per_device_train_batch_size=settings.batch_size,
-        precompute_ref_batch_size=settings.batch_size,
+        per_device_train_batch_size=batch,
+        precompute_ref_batch_size=batch,
         max_length=settings.max_length,
         seed=settings.seed,
         precompute_ref_log_probs=not own,
@@ -271,6 +305,9 @@ def _dpo_config(settings: AlignSettings, along: bool, work: Path, device: str) -
         logging_nan_inf_filter=False,  # it would show a diverged loss as 0
         report_to="none",
         use_cpu=device == "cpu",
+        # Of several processes: each step uses every weight, in as many passes as a process likes.
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,
     )
 
 

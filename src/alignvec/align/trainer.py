@@ -4,6 +4,9 @@ TRL reads every pair as two rows, prompt included. Levels make that wasteful: th
 query share their prompt, and their responses. `SharedPromptTrainer` hands TRL the same
 log-probabilities from one row a query, and leaves the loss, the reference, the optimiser and the
 checkpoints to TRL.
+
+Several processes share a step: each has as many of its pairs, and their losses average to that of
+one process with all of them.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from trl.trainer.utils import FusedCausalLMOutput
 from alignvec.align.bank import Bank
 from alignvec.align.objectives import OBJECTIVES
 from alignvec.align.own_answers import OwnAnswers
+from alignvec.align.processes import gather_unequal
 from alignvec.base.branching import read_rows
 from alignvec.base.logprobs import Row
 from alignvec.progress import Bar
@@ -51,7 +55,8 @@ class ProgressOnBar(TrainerCallback):
 @dataclass
 class TurnedPairs(DataCollatorForPreference):
     """TRL's batch of pairs, with the strengths [B, K] that each holds under, which are held, and
-    what the objective starts `before` from where the rejected response is the model's own.
+    which count (others fill up the last step of several processes), and what the objective starts
+    `before` from where the rejected response is the model's own.
     """
 
     own: OwnAnswers | None = None
@@ -65,6 +70,8 @@ class TurnedPairs(DataCollatorForPreference):
         if "strengths" in examples[0]:
             batch["strengths"] = torch.tensor([one["strengths"] for one in examples])
             batch["hold"] = torch.tensor([one["hold"] for one in examples])
+        if "counts" in examples[0]:
+            batch["counts"] = torch.tensor([one["counts"] for one in examples])
         return batch
 
 
@@ -98,6 +105,12 @@ class SharedPromptTrainer(DPOTrainer):
         self._margin, self._likelihood, self._hold = margin, likelihood, hold
         self._ratio = ratio
         super().__init__(**kwargs)
+        self._counts = True  # whether what this process has is of the step
+        if self.accelerator.num_processes > 1:
+            gather = self.accelerator.gather
+            self.accelerator.gather = lambda values: gather_unequal(
+                gather, values if self._counts or not values.ndim else values[:0]
+            )
         # What keeps the experts of a mixture evenly used TRL counts over the tokens of its rows;
         # these are others, since a prompt is read once.
         self.aux_loss_enabled = False
@@ -114,7 +127,7 @@ class SharedPromptTrainer(DPOTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         if "hold" not in self._signature_columns:
-            self._signature_columns += ["strengths", "hold", "place", "broken"]
+            self._signature_columns += [*_OURS, "place", "broken"]
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         if self._ratio == 1:
@@ -131,18 +144,29 @@ class SharedPromptTrainer(DPOTrainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         logprobs = self._logprobs(model, inputs)
-        held = inputs.get("hold", torch.zeros(len(logprobs) // 2, dtype=torch.bool))
-        steered, share = _part(inputs, ~held), (~held).float().mean()
+        every = torch.ones(len(logprobs) // 2, dtype=torch.bool, device=logprobs.device)
+        counts, hold = inputs.get("counts", every), inputs.get("hold", ~every)
+        steered, held = counts & ~hold, counts & hold
+        said = inputs["completion_mask"][:, 1:].bool()
+        own = torch.stack([steered.sum(), held.sum(), said[held.repeat(2)].sum()])
+        # In the whole step, whosever pairs they are. So every process makes the passes that any
+        # does: weights that are spread over them are gathered by all.
+        all_steered, all_held, tokens = self.accelerator.reduce(own).tolist()
+        scale = self.accelerator.num_processes / (all_steered + all_held)
         loss = logprobs.new_zeros(())
-        if share > 0:
-            loss = share * self._preference(steered, logprobs[(~held).repeat(2)])
-        if share < 1:
-            kept = _part(inputs, held)
+        if all_steered:
+            some, self._counts = _some(steered), bool(steered.any())
+            loss = self._preference(_part(inputs, some), logprobs[some.repeat(2)])
+            loss = scale * steered.sum() * loss
+        if all_held:
+            some = _some(held)
             with torch.no_grad(), self.accelerator.unwrap_model(model).disable_adapter():
-                before = self._logprobs(model, kept)
-            moved = (logprobs[held.repeat(2)] - before)[kept["completion_mask"][:, 1:].bool()]
-            loss = loss + (1 - share) * self._hold * moved.square().mean()
-            self._metrics["train"]["moved"].append(moved.detach().square().mean().sqrt().item())
+                before = self._logprobs(model, _part(inputs, some))
+            apart = (logprobs[some.repeat(2)] - before)[said[some.repeat(2)]]
+            moved = held.any() * apart.square().sum() / tokens
+            loss = loss + scale * all_held * self._hold * moved
+            moved = self.accelerator.reduce(moved.detach())
+            self._metrics["train"]["moved"].append(moved.sqrt().item())
         return loss
 
     def compute_ref_log_probs(self, model: Any, inputs: Any) -> Any:
@@ -164,10 +188,11 @@ class SharedPromptTrainer(DPOTrainer):
             if "before" in inputs:  # of an own answer counts what changed since it was written
                 rejected = rejected + inputs["before"]
             loss = self._objective(chosen, rejected, row, beta, self._margin).mean()
-            reward = beta * (chosen - rejected).detach()
+            reward = self.accelerator.gather(beta * (chosen - rejected).detach())
             self._metrics["train"]["rewards/margins"].append(reward.mean().item())
             self._metrics["train"]["rewards/accuracies"].append((reward > 0).float().mean().item())
-        self._metrics["train"]["nll"].append(-chosen.detach().mean().item())
+        nll = self.accelerator.gather(-chosen.detach())
+        self._metrics["train"]["nll"].append(nll.mean().item())
         return loss + self._likelihood * self._surprise(inputs, logprobs)
 
     def _surprise(self, inputs: Any, logprobs: torch.Tensor) -> torch.Tensor:
@@ -204,7 +229,7 @@ class SharedPromptTrainer(DPOTrainer):
 
 _ENDING = 20.0  # how often the token counts that ends a response
 _SURE = -0.1  # the log-probability of a token at which there is nothing more to learn
-_OURS = ("strengths", "hold", "before")  # columns that TRL does not know
+_OURS = ("strengths", "hold", "counts", "before")  # columns that TRL does not know
 
 
 def _as_output(logprobs: torch.Tensor) -> FusedCausalLMOutput:
@@ -221,6 +246,15 @@ def _part(inputs: Mapping[str, torch.Tensor], of: torch.Tensor) -> dict[str, tor
     return {
         name: value[of if len(value) == len(of) else of.repeat(2)] for name, value in inputs.items()
     }
+
+
+def _some(of: torch.Tensor) -> torch.Tensor:
+    """The same pairs; where there are none the first, for a pass that others do, too."""
+    if of.any():
+        return of
+    first = torch.zeros_like(of)
+    first[0] = True
+    return first
 
 
 def _padding(row: Row, response: int, width: int) -> tuple[int, int]:

@@ -162,6 +162,8 @@ def align(
     record and its figure. A killed run, started again with the same options, goes on where it was.
     Then every level is looked at where training put it: its rate, and whether the text is sound.
     """
+    from accelerate import PartialState
+
     from alignvec.align.curriculum import pairs_along
     from alignvec.align.run import align as train
     from alignvec.align.settings import AlignSettings
@@ -224,6 +226,8 @@ def align(
         knobs=[] if one_sided else list(records), beside=vectors,
         provenance=provenance, overwrite=overwrite, device=device,
     )  # fmt: skip
+    if not PartialState().is_main_process:
+        return  # the rest is for one of several
     draw_training(read_json(out / RECORD), out / "training")
     checks = {}
     if answers and not one_sided:

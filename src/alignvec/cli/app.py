@@ -65,9 +65,12 @@ def options(
         warnings.simplefilter("ignore")  # libraries' words to developers; ours are logged
     logging.basicConfig(format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger().handlers[0].addFilter(Once())
-    logging.getLogger("alignvec").setLevel(logging.WARNING if quiet else logging.INFO)
-    show(sys.stderr.isatty() and not quiet)
-    if quiet:
+    # Of several processes (`accelerate launch`) the first one speaks.
+    second = os.environ.get("RANK", "0") != "0"
+    level = logging.ERROR if second else logging.WARNING if quiet else logging.INFO
+    logging.getLogger("alignvec").setLevel(level)
+    show(sys.stderr.isatty() and not quiet and not second)
+    if quiet or second:
         os.environ["TQDM_DISABLE"] = "1"  # the bars of other libraries
 
 
