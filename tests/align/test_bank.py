@@ -126,9 +126,9 @@ def test_a_finished_vector_stays_as_it_is(tiny, tmp_path):
 
     factors = module.Bank.factors
 
-    def watched(self, knob):
+    def watched(self, knob, state=None):
         kept.update({k: factors(self, k) for k in self.knobs})
-        return factors(self, knob)
+        return factors(self, knob, state)
 
     module.Bank.factors = watched
     try:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from alignvec.base.logprobs import Row
 from alignvec.files import read_json, write_json
 
 EVERY = 24  # steps between two writings: the answers are of the model that is trained on them
+_AHEAD = 2  # batches that the trainer has read before it begins a step
 _ROWS = 16  # written at once
 _BEYOND = 8  # tokens that an answer may be longer than the longest response beside it
 
@@ -68,8 +70,8 @@ class OwnAnswers(TrainerCallback):
 
         def answers() -> dict[str, Any]:
             if not file.exists():
-                # One batch ahead is read already.
-                places = range((first + 1) * size, min((self._until + 1) * size, len(self.dataset)))
+                begin, end = ((step + _AHEAD) * size for step in (first, self._until))
+                places = range(begin, min(end, len(self.dataset)))
                 pairs = [self.dataset[place] for place in places]
                 write_json(file, self._write([one for one in pairs if one["broken"]]))
             found: dict[str, Any] = read_json(file)
@@ -79,34 +81,36 @@ class OwnAnswers(TrainerCallback):
         self._known |= {int(place): tuple(one) for place, one in found.items()}
 
     def _write(self, pairs: Sequence[Mapping[str, Any]]) -> dict[int, tuple[list[int], float]]:
+        """Place -> an answer, and how much likelier than it the chosen response is, a token."""
         found: dict[int, tuple[list[int], float]] = {}
         training = self.model.training
         self.model.eval()
         with torch.no_grad():
             for start in range(0, len(pairs), _ROWS):
                 some = pairs[start : start + _ROWS]
-                answers = self._answers(some)
                 told = [
                     (one, answer)
-                    for one, answer in zip(some, answers, strict=True)
+                    for one, answer in zip(some, self._answers(some), strict=True)
                     if answer and answer != one["chosen_ids"][: len(answer)]
                 ]
-                if not told:
-                    continue
-                rows = [Row(one["prompt_ids"], [one["chosen_ids"], own]) for one, own in told]
-                turned = _strengths([one for one, _ in told], self.model.device)
-                read = read_rows(
-                    self.model,
-                    rows,
-                    lambda owners, turned=turned: self.bank.turned(turned[owners]),
-                    self.model,
-                )
-                for (one, answer), (chosen, own) in zip(told, read, strict=True):
-                    before = (chosen.mean() - own.mean()).item()
+                for (one, answer), before in zip(told, self._compared(told), strict=True):
                     if math.isfinite(before):  # else the loss says what is wrong
                         found[one["place"]] = answer, before
         self.model.train(training)
         return found
+
+    def _compared(self, told: Sequence[tuple[Mapping[str, Any], list[int]]]) -> list[float]:
+        """How much likelier each chosen response is than the answer, in nats a token."""
+        if not told:
+            return []
+        rows = [Row(one["prompt_ids"], [one["chosen_ids"], answer]) for one, answer in told]
+        turned = _strengths([one for one, _ in told], self.model.device)
+
+        def within(owners: list[int]) -> AbstractContextManager[None]:
+            return self.bank.turned(turned[owners])
+
+        read = read_rows(self.model, rows, within, self.model)
+        return [(chosen.mean() - answer.mean()).item() for chosen, answer in read]
 
     def _answers(self, pairs: Sequence[Mapping[str, Any]]) -> list[list[int]]:
         """Greedy answers as tokens, with the end of the turn if it came."""

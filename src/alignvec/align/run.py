@@ -178,7 +178,7 @@ def _align(
                 and settings.own_answers < 1
                 and not trainer.is_fsdp_enabled
             ):
-                steps = math.ceil(len(tokens) / settings.batch_size)
+                steps = math.ceil(len(tokens) / (batch * group.num_processes))
                 own = OwnAnswers(
                     trainer.model, trainer.bank, trainer.train_dataset, work,
                     round(settings.own_answers * steps),

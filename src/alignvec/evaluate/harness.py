@@ -114,7 +114,7 @@ class KnobLM(HFLM):
 def _vectors(text: str | Mapping[str, str]) -> list[tuple[str, str]]:
     if isinstance(text, Mapping):
         return list(text.items())
-    found = []
+    found: list[tuple[str, str]] = []
     for part in _NEXT.split(str(text)) if text else []:
         knob, colon, path = part.partition(":")
         if not (knob and colon and path):
