@@ -5,10 +5,11 @@
     python benchmarks/along_the_knob.py objectives --work WORK -o benchmarks/results/objectives.json
 
 `lines`: one vector a domain and seed, with every default of `alignvec align`; rates on the test
-part, 20 answers at each place, as they came. `bank`: three knobs in one training, added at the
-places of each of the 27 behaviours, no search and no router; the leak of each. `objectives`: one
-domain, other losses at the same cost, on the validation part. What is trained and measured already
-is taken from WORK and from the output, so a run that is killed goes on.
+part, 20 answers at each place, as they came, and which of them are broken texts. `bank`: three
+knobs in one training, added at the places of each of the 27 behaviours, no search and no router;
+the leak of each. `objectives`: one domain, other losses at the same cost, on the validation part.
+What is trained and measured already is taken from WORK and from the output, so a run that is killed
+goes on.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +28,7 @@ import numpy as np
 
 from alignvec.data import LEVELS, Record, read_records
 from alignvec.data.line import spaced
+from alignvec.evaluate.broken import Bounds
 from alignvec.evaluate.check import check_levels
 from alignvec.evaluate.leak import measure_leak
 from alignvec.evaluate.rates import rates_of
@@ -153,16 +156,22 @@ def at_places(
     model = KnobModel.from_pretrained(options.base, {domain: vector})
     probe = AnswerProbe(model, [record.prompt for record in records[: options.answers]])
     checks = check_levels(model, domain, records, PLACES, options.answers, probe)
-    written = {check.strength: {domain: check.strength} for check in checks}
+    answers = [
+        probe.answers({domain: check.strength} if check.level else {})["greedy"] for check in checks
+    ]
+    train = read_records("builtin", LEVELS, domain, "train")
+    bounds = Bounds.of(answers[0], [record.levels[level] for record in train for level in LEVELS])
     return {
         "training_seconds": model.vectors[domain].training["seconds"],
         "queries": probe.queries,
+        "bounds": bounds.to_json(),
         "levels": [
             {
                 **asdict(check),
-                "answers": probe.answers(written[check.strength] if check.level else {})["greedy"],
+                "answers": texts,
+                "broken": Counter(filter(None, map(bounds.broken, texts))),
             }
-            for check in checks
+            for check, texts in zip(checks, answers, strict=True)
         ],
     }
 

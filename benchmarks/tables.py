@@ -89,11 +89,12 @@ def lines() -> str:
                     words,
                     numbers,
                     f"{share(greedy['finished'])} / {share(sampled['finished'])}",
+                    f"{sum(check['broken'].values())} of {greedy['answers']}",
                     share(greedy["likelihood"]),
                 ]
             )
     header = ["vector", "knob", "rates", "own level", "repeated", "words (references)"]
-    header += ["words with a digit (references)", "ended", "nats a token under the base"]
+    header += ["words with a digit (references)", "ended", "broken", "nats a token under the base"]
     return table(header, rows)
 
 

@@ -100,6 +100,11 @@ def results(domains=DOMAINS, levels=LEVELS, strength=1.0, query="Is it {n}?", **
         for way in ("steering", "bipo", "dera", "soup", "scaled", "along"):
             each = {level: make(1.0) | {"strength": 1.0} for level in levels}
             found[f"baselines/{domain}/{way}"] = {"seconds": 12.5, "levels": each}
+        kappa = {"value": 0.8, "interval": [0.6, 1.0], "texts": 10, "raw": 0.9}
+        second = {"judged": make(1.0)["judged"], "unreadable": 1, "refused": 0}
+        second |= {"orders": kappa, "with_classifier": kappa}
+        found[f"judging/single/{domain}/along/1"] = second
+        found[f"judging/baselines/{domain}/dera"] = dict.fromkeys(levels, second)
         for way in WAYS:
             found[f"ability/{domain}/{way}"] = [
                 {"strength": at, "kl": 0.1 * at * at, "perplexity": 1 + 0.3 * at * at}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from alignvec.data.synthesis.endpoint import Endpoint
 from alignvec.errors import AlignvecError
 from alignvec.report.study import write_report
 from alignvec.reproduce import behaviours, run, training
@@ -13,6 +14,7 @@ from alignvec.reproduce.run import PARTS, items_of
 from alignvec.reproduce.scale import PRESETS, Scale
 from alignvec.reproduce.study import Study
 from alignvec.search import behaviours as combinations
+from chat_server import chat, serving
 
 TINY = Scale(
     train=5, passes=1, rank=4, queries=3, answers=2, tokens=8, strengths=(-1.0, 0.0, 1.0),
@@ -90,6 +92,21 @@ def test_nothing_is_computed_twice(whole):
     for part in PARTS.values():
         for item in part.items(whole):
             whole.once(Item(item.name, lambda: 1 / 0, Work()))
+
+
+def test_a_second_judge_reads_what_was_written(whole, base, data):
+    with serving(lambda body, n: (200, chat("rich"))) as (url, seen):
+        endpoint = Endpoint(url, "m", 0.0)
+        study = Study(base, whole.out, TINY, data, LEVELS, reader=base, chat=endpoint)
+        with study.opened():
+            run.run(study, ["judging"])
+            asked = len(seen)
+            run.run(study, ["judging"])
+    assert len(seen) == asked > 0
+    told = study.result("judging/single/tea/along/1")
+    written = sum(bool(text.strip()) for text in whole.result("single/tea/along/1")["answers"])
+    assert told["judged"]["level"]["rich"] == written / TINY.answers
+    assert set(study.result("judging/baselines/tea/dera")) == set(LEVELS)
 
 
 def test_another_study_in_the_folder_is_refused(whole, base, data):

@@ -121,6 +121,15 @@ def align(
             "Default: 1.5; with --one-sided 0."
         ),
     ] = None,
+    own_answers: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Share of the steps after which the model's own answers are what is not "
+            "preferred; 1: never. Along the knob, with a loss of ours.",
+        ),
+    ] = 0.33,
     batch_size: Annotated[
         int | None,
         typer.Option(help="Pairs a step. Default: those of two queries; with --one-sided 8."),
@@ -188,6 +197,7 @@ def align(
         learning_rate=learning_rate,
         beta=beta,
         likelihood=likelihood,
+        own_answers=own_answers,
         batch_size=batch_size,
         max_length=max_length,
         rank=rank,

@@ -104,6 +104,7 @@ _EXPECTED: Mapping[str, Callable[[Results], Iterator[str]]] = {
     "change": lambda _: iter(("change",)),
     "baselines": _baselines,
     "ability": _ability,
+    "judging": lambda _: iter(("judging/",)),
     "data": lambda _: (f"data/{name}" for name in ("statistics", "cleaning", "levels")),
     "training": _training,
 }

@@ -15,6 +15,12 @@ from alignvec.report.study.results import WAYS, Results, at, rates, real, share,
 from alignvec.report.study.svg import legend
 
 BASELINES_TITLE, ABILITY_TITLE = "Baselines at test time", "Abilities"
+JUDGING_TITLE = "A second judge"
+JUDGING_ABOUT = (
+    "A model behind an endpoint reads the same answers, each twice, with the levels named in both "
+    "orders; where its verdicts differ it has none. Cohen's kappa says how far the two orders "
+    "agree, and how far it agrees with the classifier.",
+)
 TRAINING_TITLE, DATA_TITLE = "Training", "Data"
 BASELINES_ABOUT = (
     "What else changes a model's behaviour while it runs, on the same data with the same measures, "
@@ -60,6 +66,30 @@ def baselines(study: Results) -> Iterator[Block]:
     ]  # fmt: skip
     if rows:
         yield Table("baselines", "Each way to each level", rows, "", 3, folds=False)
+
+
+def judging(study: Results) -> Iterator[Block]:
+    """A line for each text that was judged again."""
+    rows: list[Row] = []
+    for name, found in study.under("judging/").items():
+        each = {"": found} if at(found, "judged") else found
+        for level, one in each.items():
+            rows.append(
+                {
+                    ("", "of"): f"{name}/{level}".rstrip("/"),
+                    **{
+                        ("judged", of): share(
+                            at(one, "judged", "rate", of), at(one, "judged", "interval", of)
+                        )
+                        for of in study.levels
+                    },
+                    ("kappa", "of both orders"): real(at(one, "orders", "value")),
+                    ("kappa", "with the classifier"): real(at(one, "with_classifier", "value")),
+                    ("", "unreadable"): at(one, "unreadable"),
+                }
+            )
+    if rows:
+        yield Table("judging", "What a second judge reads", rows)
 
 
 def ability(study: Results) -> Iterator[Block]:

@@ -52,6 +52,7 @@ PARTS = (
     Part("change", cost.CHANGE_TITLE, cost.CHANGE_ABOUT, cost.change),
     Part("baselines", others.BASELINES_TITLE, others.BASELINES_ABOUT, others.baselines),
     Part("ability", others.ABILITY_TITLE, others.ABILITY_ABOUT, others.ability),
+    Part("judging", others.JUDGING_TITLE, others.JUDGING_ABOUT, others.judging),
     Part("data", others.DATA_TITLE, others.DATA_ABOUT, others.data),
     Part("training", others.TRAINING_TITLE, others.TRAINING_ABOUT, others.training),
 )
