@@ -51,6 +51,7 @@ CALLS = {
     "calibrate": "base --vector k=units --data tea.jsonl --steps 3 --answers 0",
     "route": "base --data two.jsonl --reads text -o NEW",
     "demo": "--out NEW",
+    "reproduce": "--model base --part leak --dry-run -o NEW",
     "data personas": "--spectrum tone --source people.jsonl --model base -o NEW",
     "data queries": "people.jsonl --spectrum tone --show-prompts --model base -o NEW",
     "data responses": "tea.jsonl --spectrum tone --show-prompts --model base -o NEW",
@@ -118,6 +119,7 @@ def here(place, tmp_path, monkeypatch):
 
     monkeypatch.setattr("alignvec.base.source._embedded_gguf", missing)
     monkeypatch.setattr("alignvec.cli.annotation._serve", lambda *_: None)
+    monkeypatch.setattr("alignvec.reproduce.run.run", lambda *_: None)  # hours
     monkeypatch.setattr("alignvec.data.synthesis.endpoint.Endpoint", lambda *_: missing())
     return tmp_path, place
 

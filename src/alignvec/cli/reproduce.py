@@ -72,7 +72,7 @@ def reproduce(
     """The study of the paper: trained, measured by likelihood and by what is written, reported.
 
     Every result is written once; a killed study goes on where it was. Writes OUT/MODEL for each
-    model, and over all of them report.html, report.md, report.json and tables/.
+    model, and over all of them OUT/report: report.html, report.md, report.json and tables/.
     """
     from alignvec.base.source import base_name
     from alignvec.data.synthesis.endpoint import Endpoint
@@ -87,6 +87,8 @@ def reproduce(
         raise AlignvecError("where to? give -o FOLDER, or --dry-run")
     models = model or [BASES[preset]]
     names = [base_name(one).replace("/", "--") for one in models]
+    if "report" in names:
+        raise AlignvecError("a model cannot be called 'report' here; give its folder another name")
     if len(set(names)) < len(names):
         raise AlignvecError(f"two models would be called '{names[0]}'; give each its own name")
     if (judge is None) != (endpoint is None):
@@ -110,8 +112,8 @@ def reproduce(
     for study in studies:
         with study.opened():
             run(study, part)
-    write_report([study.out for study in studies], out)
-    typer.echo(f"report: {out / 'report.html'}")
+    write_report([study.out for study in studies], out / "report")
+    typer.echo(f"report: {out / 'report' / 'report.html'}")
 
 
 def _tell(studies: list[Study], parts: list[str], as_json: bool) -> None:

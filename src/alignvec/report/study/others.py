@@ -73,7 +73,7 @@ def judging(study: Results) -> Iterator[Block]:
     rows: list[Row] = []
     for name, found in study.under("judging/").items():
         each = {"": found} if at(found, "judged") else found
-        for level, one in each.items():
+        for level, one in each.items() if isinstance(each, Mapping) else ():
             rows.append(
                 {
                     ("", "of"): f"{name}/{level}".rstrip("/"),
