@@ -64,9 +64,13 @@ def families() -> str:
 
 
 def lines() -> str:
-    """What a knob does where training put its levels: rates, and the text beside them."""
+    """What a knob does where training put its levels: rates, and the text beside them; last, what
+    one does that was trained on given texts alone.
+    """
     rows = []
-    for name, run in result("lines")["runs"].items():
+    given = result("lines-given")["runs"]
+    runs = result("lines")["runs"] | {f"{name}, given texts alone": given[name] for name in given}
+    for name, run in runs.items():
         base, *checks = run["levels"]
         for check in (base, *checks):
             level = check["level"]

@@ -20,7 +20,7 @@ PAGES = [
 ]
 
 READ = sorted((ROOT / "README.md", *ROOT.glob("docs/*.md")))
-SOURCE = "lines.json: runs / medical, seed 0 / levels / 3 / text / sampled / numbers"
+SOURCE = "lines-given.json: runs / medical, seed 0 / levels / 3 / text / sampled / numbers"
 
 
 def test_the_pages_are_what_the_results_say(capsys):
