@@ -92,7 +92,7 @@ def _searched(study: Study) -> dict[str, Any]:
     limits = {domain: (min(scale.grid), max(scale.grid)) for domain in domains}
     result = search(
         knobs_of(study, ONE_SIDED), list(behaviours(domains, study.levels)), some, held_out,
-        study.levels, "grid", passes=len(scale.grid) ** len(domains), limits=limits,
+        study.levels, "grid", limits=limits, strengths=scale.grid,
     )  # fmt: skip
     return result.to_json()
 
