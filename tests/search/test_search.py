@@ -114,7 +114,7 @@ def test_the_surface_foretells_what_a_pass_finds(model, records):
 
 
 def test_a_grid_is_of_the_strengths_that_are_given(model, records):
-    targets = behaviours(["tea", "ale"], LEVELS)
+    targets = list(behaviours(["tea", "ale"], LEVELS))
     given = (-1.0, 0.0, 0.7)
     found = search(model, targets, records[::2], records[1::2], LEVELS, "grid", strengths=given)
     assert found.passes == 9
