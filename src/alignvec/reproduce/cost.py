@@ -33,7 +33,7 @@ class Cost:
 
     Attributes:
         parameters: of the base.
-        device: `cpu` or `cuda`.
+        device: `cpu` or `cuda`; any other counts as the latter.
         tokens: of an answer.
         correction: what was measured, over what was expected.
     """
@@ -57,9 +57,9 @@ class Cost:
 
     def seconds(self, work: Work) -> float:
         """How long some work may take; NaN if the base's size is not known."""
-        written = work.written * self.tokens * _FORWARD * _WRITING[self.device]
+        written = work.written * self.tokens * _FORWARD * _WRITING.get(self.device, _WRITING["cuda"])
         read = _ROW * (_TRAINING * work.trained + _FORWARD * work.scored)
-        return self.correction * self.parameters * (read + written) / _SPEED[self.device]
+        return self.correction * self.parameters * (read + written) / _SPEED.get(self.device, _SPEED["cuda"])
 
 
 def parameters_of(base: str) -> float:

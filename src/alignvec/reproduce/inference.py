@@ -79,6 +79,7 @@ def _timed(
     tokens: int,
 ) -> dict[str, Any]:
     """Means over the queries: tokens read and written, seconds, seconds to the first token."""
+    model.generate(asked[0], max_new_tokens=2)  # the first after loading pays for it
     read = [len(Prompt(model.tokenizer, one).tokens) for one in asked]
     first = [_seconds(partial(model.generate, one, max_new_tokens=1)) for one in asked]
     texts: list[str] = []
