@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from alignvec.data.synthesis.endpoint import Endpoint
 from alignvec.errors import AlignvecError
 from alignvec.report.study import write_report
-from alignvec.reproduce import baselines, behaviours, run, training
+from alignvec.reproduce import baselines, behaviours, inference, run, training
 from alignvec.reproduce.item import Item, Work
 from alignvec.reproduce.run import PARTS, items_of
 from alignvec.reproduce.scale import PRESETS, Scale
@@ -76,6 +77,21 @@ def test_results_are_those_of_the_ways_that_they_are_named_after(whole):
     assert added["target"] == grid["target"] == target
     assert set(added["domains"]) == {"tea", "rum"}
     assert whole.result("together/1/tea")["tea"] == whole.result("single/tea/along/1")
+
+
+def test_energy_is_that_of_the_device_that_answers(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.power_draw", lambda device: {1: 300_000}[device.index])
+    assert inference._watts(torch.device("cpu")) is None
+    assert inference._watts(torch.device("cuda:1")) == 300
+    assert inference._watts(torch.device("cuda:0")) is None
+
+
+def test_both_judges_of_safety_are_measured_on_what_they_have_not_read(whole):
+    found = whole.result("safety/judges")
+    assert {kind: one["texts"] for kind, one in found.items()} == {
+        "safety": 2 * TINY.queries, "harmless": 2 * TINY.queries,
+    }  # fmt: skip
 
 
 def test_what_a_baseline_took_to_make_is_what_its_trainings_took(whole):

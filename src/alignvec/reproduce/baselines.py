@@ -137,7 +137,7 @@ def _soup(study: Study, domain: str) -> Made:
 
 
 def _knob(study: Study, domain: str, way: str) -> Made:
-    model = knobs_of(study, way)
+    model = knobs_of(study, way, [domain])
     return lambda strength: Turned(model, {domain: strength}), seconds_of(study, way, domain)
 
 

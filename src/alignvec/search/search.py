@@ -99,8 +99,8 @@ def search(
     took = time.perf_counter() - start
     start, retention, solutions = time.perf_counter(), RetentionProbe(model), []
     with progress("verifying", "target", len(wanted)) as bar:
-        for target, strengths in wanted:
-            solutions.append(_verified(target, strengths, verified, retention))
+        for target, found in wanted:
+            solutions.append(_verified(target, found, verified, retention))
             bar.update()
     trainings = [vector.training for vector in model.vectors.values()]
     seen = count_seen(trainings, [record.prompt for record in held_out])

@@ -28,8 +28,8 @@ BASELINES_ABOUT = (
     "each at the strength that reaches a level best on validation queries: activation steering by "
     "a difference of means and by BiPO, DeRa (the logits of two models mixed), rewarded soups (the "
     "weights of two models mixed), plain LoRA with its scale turned, and a vector trained along "
-    "the knob (ours). Making it: the trainings that it takes, of ours a domain's share of them all; "
-    "of steering the search for a layer as well.",
+    "the knob (ours). Making it: the trainings that it takes, of ours a domain's share; of "
+    "steering the search for a layer as well.",
 )
 ABILITY_ABOUT = (
     "What a knob does to plain prose of no domain: KL from the base, and perplexity as a multiple "
@@ -75,6 +75,8 @@ def judging(study: Results) -> Iterator[Block]:
     rows: list[Row] = []
     for name, found in study.under("judging/").items():
         each = {"": found} if at(found, "judged") else found
+        if not isinstance(each, Mapping):
+            continue
         for level, one in each.items():
             rows.append(
                 {
