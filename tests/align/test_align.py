@@ -233,6 +233,25 @@ def test_killed_training_leaves_nothing_broken_and_goes_on(tiny, tmp_path):
     assert [entry["step"] for entry in curve] == list(range(1, len(curve) + 1))
 
 
+def test_a_training_that_goes_on_counts_what_it_took_before(tiny, pairs, tmp_path, monkeypatch):
+    out, settings = tmp_path / "aligned", AlignSettings(save_every=1)
+
+    def stop(self, *_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("alignvec.align.run._curve", stop)
+        align(str(tiny()), pairs, out, settings)
+    for file in (tmp_path / ".aligned.work").glob("checkpoint-*/trainer_state.json"):
+        state = json.loads(file.read_text())
+        for entry in state["log_history"]:
+            assert entry["spent"] < 1000
+            entry["spent"] += 1000
+        file.write_text(json.dumps(state))
+    align(str(tiny()), pairs, out, settings)
+    assert 1000 < json.loads((out / "training.json").read_text())["seconds"] < 2000
+
+
 def test_a_base_of_the_same_name_is_another_run(tiny, pairs, tmp_path, monkeypatch):
     """Stopped on one base and started on another it starts anew; what lies beside it stays."""
     out = tmp_path / "aligned"

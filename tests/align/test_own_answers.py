@@ -82,6 +82,38 @@ def test_the_rows_to_come_have_them_and_the_others_do_not(tiny, tmp_path, monkey
     assert [sum(map(bool, batch)) for batch in batches[half:]] == [0, 0, 2, 2]
 
 
+def test_a_run_that_goes_on_has_the_same_answers_in_the_same_steps(tiny, tmp_path, monkeypatch):
+    """Two batches are read ahead of the step with which it goes on."""
+    from alignvec.align.trainer import SharedPromptTrainer
+
+    pairs = pairs_along({"tea": records_of("tea", 8)}, PLACES, passes=2)
+    settings = AlignSettings(rank=4, dtype="float32", own_answers=0.25, save_every=1)
+    whole = SharedPromptTrainer._preference
+
+    def batches(name, stop=None):
+        seen = []
+
+        def watched(self, inputs, logprobs):
+            if len(seen) == stop:
+                raise KeyboardInterrupt
+            seen.append(inputs["before"].tolist())
+            return whole(self, inputs, logprobs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(SharedPromptTrainer, "_preference", watched)
+            align(str(tiny()), pairs, tmp_path / name, settings, knobs=["tea"])
+        return seen
+
+    expected = batches("at-once")
+    with pytest.raises(KeyboardInterrupt):
+        batches("killed", stop=5)
+    found = batches("killed")
+    assert any(map(any, expected[5:7]))
+    assert [list(map(bool, one)) for one in found] == [
+        list(map(bool, one)) for one in expected[-len(found) :]
+    ]
+
+
 def test_a_share_of_one_is_without_them(tiny, tmp_path, written):
     pairs = pairs_along({"tea": records_of("tea", 4)}, PLACES, passes=1)
     settings = AlignSettings(rank=4, dtype="float32", own_answers=1.0)

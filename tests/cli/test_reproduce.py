@@ -26,12 +26,30 @@ def test_what_the_paper_takes_is_told_without_its_model(tmp_path, monkeypatch):
         (["--data", "nothing.jsonl", "-o", "x"], "nothing.jsonl"),
         (["--judge", "gpt", "-o", "x"], "give both"),
         (["--model", "embedded", "--model", "embedded", "-o", "x"], "two models"),
+        (["--model", "report", "-o", "x"], "cannot be called 'report'"),
+        (["--model", "a/b", "--reader", "a/b", "-o", "x"], "'a/b' would read what it writes"),
     ],
 )
 def test_a_wrong_option_is_told_before_anything_is_written(options, told, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert told in refused("reproduce", *options)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_part_is_run_and_reported_and_a_second_run_goes_on(tmp_path):
+    """A part that runs no model."""
+    file = tmp_path / "drinks.jsonl"
+    lines = [
+        {"id": f"{n}", "domain": "tea", "query": f"what is {n}?", "a": "no idea", "b": "hot tea"}
+        for n in range(40)
+    ]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    out = tmp_path / "study"
+    told = ["--part", "data", "--data", file, "--levels", "a,b", "-o", out]
+    for _ in range(2):
+        assert str(out / "report" / "report.html") in run("reproduce", *told).stdout
+        assert "40 records" in (out / "report" / "report.md").read_text()
+        assert (out / "embedded" / "results" / "data" / "levels.json").exists()
 
 
 def test_hostile_names_stay_within_the_folder(tmp_path):

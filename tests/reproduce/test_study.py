@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from alignvec.data.synthesis.endpoint import Endpoint
 from alignvec.errors import AlignvecError
 from alignvec.report.study import write_report
-from alignvec.reproduce import behaviours, run, training
+from alignvec.reproduce import baselines, behaviours, inference, run, training
 from alignvec.reproduce.item import Item, Work
 from alignvec.reproduce.run import PARTS, items_of
 from alignvec.reproduce.scale import PRESETS, Scale
@@ -78,6 +79,32 @@ def test_results_are_those_of_the_ways_that_they_are_named_after(whole):
     assert whole.result("together/1/tea")["tea"] == whole.result("single/tea/along/1")
 
 
+def test_energy_is_that_of_the_device_that_answers(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.power_draw", lambda device: {1: 300_000}[device.index])
+    assert inference._watts(torch.device("cpu")) is None
+    assert inference._watts(torch.device("cuda:1")) == 300
+    assert inference._watts(torch.device("cuda:0")) is None
+
+
+def test_both_judges_of_safety_are_measured_on_what_they_have_not_read(whole):
+    found = whole.result("safety/judges")
+    assert {kind: one["texts"] for kind, one in found.items()} == {
+        "safety": 2 * TINY.queries, "harmless": 2 * TINY.queries,
+    }  # fmt: skip
+
+
+def test_what_a_baseline_took_to_make_is_what_its_trainings_took(whole):
+    """Whether they were run just now, or by another part."""
+    one_sided = whole.result("training/one-sided-tea")["seconds"]
+    bank = whole.result("training/along-bank")["seconds"]
+    low = training.record_of(whole, "low-tea")["seconds"]
+    made = {way: whole.result(f"baselines/tea/{way}")["seconds"] for way in baselines.WAYS}
+    assert made["dera"] == made["scaled"] == round(one_sided, 1)
+    assert made["soup"] == round(low + one_sided, 1)
+    assert made["along"] == round(bank / 2, 1)
+
+
 def test_the_report_has_every_part(whole, tmp_path):
     write_report([whole.out], tmp_path)
     page = (tmp_path / "report.html").read_text()
@@ -107,6 +134,11 @@ def test_a_second_judge_reads_what_was_written(whole, base, data):
     written = sum(bool(text.strip()) for text in whole.result("single/tea/along/1")["answers"])
     assert told["judged"]["level"]["rich"] == written / TINY.answers
     assert set(study.result("judging/baselines/tea/dera")) == set(LEVELS)
+    other = Study(base, whole.out, TINY, data, LEVELS, base, Endpoint(url, "n", 0.0))
+    with pytest.raises(AlignvecError, match="what the judge 'm' read"), other.opened():
+        pass
+    with whole.opened():  # without a judge it is the same study
+        pass
 
 
 def test_another_study_in_the_folder_is_refused(whole, base, data):
@@ -131,6 +163,22 @@ def test_a_domain_too_small_to_be_split_is_refused(base, tmp_path):
     file.write_text("\n".join(json.dumps({"query": f"q{n}", "a": "x", "b": "y"}) for n in range(2)))
     with pytest.raises(AlignvecError, match=r"has no records in the \w+ part"):
         Study(base, tmp_path / "s", TINY, str(file), ["a", "b"])
+
+
+@pytest.mark.parametrize("name", ["safety", "harmless"])
+def test_a_domain_called_as_one_of_ours_is_refused(name, base, data, tmp_path):
+    file = tmp_path / "d.jsonl"
+    file.write_text(Path(data).read_text().replace('"domain": "tea"', f'"domain": "{name}"'))
+    with pytest.raises(AlignvecError, match=f"a domain '{name}' of its own"):
+        Study(base, tmp_path / "s", TINY, str(file), LEVELS)
+
+
+def test_retrained_models_are_told_apart_whatever_the_levels_are_called(whole):
+    names = [
+        behaviours.retrained_name({"tea": one, "rum": other})
+        for one, other in (("a", "a-a"), ("a-a", "a"))
+    ]
+    assert names[0] != names[1]
 
 
 def test_an_unknown_part_is_refused_before_anything_runs(whole):

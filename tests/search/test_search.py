@@ -113,6 +113,15 @@ def test_the_surface_foretells_what_a_pass_finds(model, records):
     assert np.abs(foretold - true).mean() < 0.2 * varies
 
 
+def test_a_grid_is_of_the_strengths_that_are_given(model, records):
+    targets = list(behaviours(["tea", "ale"], LEVELS))
+    given = (-1.0, 0.0, 0.7)
+    found = search(model, targets, records[::2], records[1::2], LEVELS, "grid", strengths=given)
+    assert found.passes == 9
+    tried = {strength for one in found.solutions for strength in one.setting.values()}
+    assert tried <= {-1.0, 0.0, 0.7}
+
+
 @pytest.mark.parametrize(("method", "passes"), [("surface", 16), ("grid", 25), ("optuna", 8)])
 def test_every_method_beats_the_base(method, passes, model, records):
     """Judged by what all of them maximise, on the queries that they search on."""

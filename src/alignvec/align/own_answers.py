@@ -60,13 +60,22 @@ class OwnAnswers(TrainerCallback):
             for one in examples
         ]
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Of a run that goes on: what it had written for the batches that are read ahead."""
+        files = (self._file(step) for step in range(self.start, state.global_step, EVERY))
+
+        def answers() -> dict[str, Any]:
+            return {k: v for file in files if file.exists() for k, v in read_json(file).items()}
+
+        self._keep(from_main(PartialState(), answers))
+
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step < self._until:
             return
         first = self.start + (state.global_step - self.start) // EVERY * EVERY
         self._until = first + EVERY
         size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        file = self.work / f"own-{first}.json"
+        file = self._file(first)
 
         def answers() -> dict[str, Any]:
             if not file.exists():
@@ -77,7 +86,13 @@ class OwnAnswers(TrainerCallback):
             found: dict[str, Any] = read_json(file)
             return found
 
-        found = from_main(PartialState(), answers)
+        self._keep(from_main(PartialState(), answers))
+
+    def _file(self, step: int) -> Path:
+        """Where the answers lie that were written before a step."""
+        return self.work / f"own-{step}.json"
+
+    def _keep(self, found: Mapping[str, Any]) -> None:
         self._known |= {int(place): tuple(one) for place, one in found.items()}
 
     def _write(self, pairs: Sequence[Mapping[str, Any]]) -> dict[int, tuple[list[int], float]]:

@@ -27,7 +27,7 @@ from alignvec.align.own_answers import OwnAnswers
 from alignvec.align.pairs import fitting, pairs_dataset, token_pairs
 from alignvec.align.processes import from_main, share_of, shared_work, whole_state
 from alignvec.align.settings import TRL_LOSSES, AlignSettings
-from alignvec.align.trainer import ProgressOnBar, SharedPromptTrainer, TurnedPairs
+from alignvec.align.trainer import Clock, ProgressOnBar, SharedPromptTrainer, TurnedPairs
 from alignvec.base.branching import can_branch
 from alignvec.base.checkpoint import RECORD
 from alignvec.base.dtypes import default_dtype, find_device
@@ -117,7 +117,7 @@ def _align(
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     warnings.filterwarnings("ignore", message="Could not find a config file")
     warnings.filterwarnings("ignore", message="Unable to fetch remote file")
-    started = time.time()
+    clock = Clock(time.monotonic())
     dtype = settings.dtype or (
         str(default_dtype(device)).removeprefix("torch.")
         if settings.method == "lora"
@@ -186,9 +186,10 @@ def _align(
                 trainer.add_callback(own)
                 trainer.data_collator.own = own
         trainer.add_callback(ProgressOnBar(bar))
+        trainer.add_callback(clock)
         _train(trainer, resume_from, work)
     curve = _curve(trainer.state.log_history)
-    record |= {"seconds": round(time.time() - started, 1), "curve": curve}
+    record |= {"seconds": round(clock.seconds, 1), "curve": curve}
     state = whole_state(trainer)
     if group.is_main_process:
         with atomic_folder(out, overwrite) as partial:

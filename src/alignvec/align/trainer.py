@@ -11,6 +11,7 @@ one process with all of them.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -50,6 +51,27 @@ class ProgressOnBar(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)
+
+
+class Clock(TrainerCallback):
+    """How long a training takes: of one that goes on from a checkpoint also what led there, which
+    the log in the checkpoint says.
+    """
+
+    def __init__(self, started: float) -> None:
+        """Args: started: when this process began, in seconds of `time.monotonic`."""
+        self._started = started
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._started -= max((entry.get("spent", 0.0) for entry in state.log_history), default=0.0)
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        state.log_history[-1]["spent"] = self.seconds
+
+    @property
+    def seconds(self) -> float:
+        """Since the start; without what a kill lost."""
+        return time.monotonic() - self._started
 
 
 @dataclass

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("alignvec.cli")
 
 app = typer.Typer()
+_REPORT = "report"
 
 
 @app.command(
@@ -72,7 +73,7 @@ def reproduce(
     """The study of the paper: trained, measured by likelihood and by what is written, reported.
 
     Every result is written once; a killed study goes on where it was. Writes OUT/MODEL for each
-    model, and over all of them OUT/report: report.html, report.md, report.json and tables/.
+    model, and over all of them OUT/report with report.html, report.md, report.json and tables/.
     """
     from alignvec.base.source import base_name
     from alignvec.data.synthesis.endpoint import Endpoint
@@ -87,10 +88,15 @@ def reproduce(
         raise AlignvecError("where to? give -o FOLDER, or --dry-run")
     models = model or [BASES[preset]]
     names = [base_name(one).replace("/", "--") for one in models]
-    if "report" in names:
-        raise AlignvecError("a model cannot be called 'report' here; give its folder another name")
-    if len(set(names)) < len(names):
-        raise AlignvecError(f"two models would be called '{names[0]}'; give each its own name")
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise AlignvecError(f"two models would be called '{twice}'; give each its own name")
+    if _REPORT in names:
+        raise AlignvecError(f"a model cannot be called '{_REPORT}': the report goes there")
+    if reader in models:
+        raise AlignvecError(
+            f"the reader is another model than those of the study; '{reader}' would read what it "
+            "writes itself"
+        )
     if (judge is None) != (endpoint is None):
         raise AlignvecError("a judge is --judge NAME behind --endpoint URL; give both")
     chat = Endpoint(None if endpoint == "openai" else endpoint, judge, 0.0) if judge else None
@@ -112,8 +118,8 @@ def reproduce(
     for study in studies:
         with study.opened():
             run(study, part)
-    write_report([study.out for study in studies], out / "report")
-    typer.echo(f"report: {out / 'report' / 'report.html'}")
+    write_report([study.out for study in studies], out / _REPORT)
+    typer.echo(f"report: {out / _REPORT / 'report.html'}")
 
 
 def _tell(studies: list[Study], parts: list[str], as_json: bool) -> None:

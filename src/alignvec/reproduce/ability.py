@@ -25,7 +25,7 @@ def items(study: Study) -> Iterator[Item]:
 
 
 def _kept(study: Study, way: str, domain: str) -> list[dict[str, Any]]:
-    probe = RetentionProbe(knobs_of(study, way))
+    probe = RetentionProbe(knobs_of(study, way, [domain]))
     return [
         {"strength": strength, **asdict(probe({domain: strength}))}
         for strength in study.scale.strengths

@@ -27,7 +27,15 @@ from alignvec.reproduce.steering_choice import Choice, choose
 from alignvec.reproduce.steering_vectors import BiPOSettings, bipo, difference_of_means
 from alignvec.reproduce.study import Study
 from alignvec.reproduce.subject import Subject, Turned
-from alignvec.reproduce.training import ALONG, ONE_SIDED, aligned_model, knobs_of, vector
+from alignvec.reproduce.training import (
+    ALONG,
+    ONE_SIDED,
+    aligned_model,
+    knobs_of,
+    record_of,
+    seconds_of,
+    vector,
+)
 from alignvec.vector.alignment_vector import AlignmentVector
 
 TITLE = "Baselines at test time"
@@ -37,6 +45,8 @@ STRENGTHS: dict[str, Sequence[float]] = {
     "steering": _TURNS, "bipo": _TURNS, "dera": _TURNS, "soup": _BETWEEN, "scaled": _TURNS,
 }  # fmt: skip
 WAYS = (*STRENGTHS, "along")
+Turning = Callable[[float], Subject]  # from a strength
+Made = tuple[Turning, float]  # and the seconds of the training, or of finding a vector
 
 
 def items(study: Study) -> Iterator[Item]:
@@ -56,13 +66,13 @@ def items(study: Study) -> Iterator[Item]:
 
 
 def _measured(study: Study, domain: str, way: str) -> dict[str, Any]:
-    """What it took to make, and level -> what is measured, with the strength."""
-    start = time.perf_counter()
-    turned = _MAKERS[way](study, domain)
-    made = time.perf_counter() - start
+    """Seconds that it took to make, without loading the base, and level -> what is measured, with
+    the strength.
+    """
+    turned, seconds = _MAKERS[way](study, domain)
     chosen = study.places if way == "along" else _best(study, domain, turned, STRENGTHS[way])
     return {
-        "seconds": round(made, 1),
+        "seconds": round(seconds, 1),
         "levels": {
             level: {"strength": strength, **study.measure(turned(strength), domain)}
             for level, strength in chosen.items()
@@ -71,7 +81,7 @@ def _measured(study: Study, domain: str, way: str) -> dict[str, Any]:
 
 
 def _best(
-    study: Study, domain: str, turned: Callable[[float], Subject], strengths: Sequence[float]
+    study: Study, domain: str, turned: Turning, strengths: Sequence[float]
 ) -> dict[str, float]:
     """Level -> the strength where its rate is highest, the smallest turn among equals."""
     some = study.records(domain, "validation")[: study.scale.searched]
@@ -86,8 +96,9 @@ def _best(
     return {level: best(level) for level in study.levels}
 
 
-def _steering(study: Study, domain: str, trained: bool = False) -> Callable[[float], Subject]:
+def _steering(study: Study, domain: str, trained: bool = False) -> Made:
     base = study.knobs({})
+    start = time.perf_counter()
     model, tokenizer = base.model, base.tokenizer
     train, some = study.records(domain, "train"), study.records(domain, "validation")
     low, high = study.levels[0], study.levels[-1]
@@ -101,32 +112,36 @@ def _steering(study: Study, domain: str, trained: bool = False) -> Callable[[flo
     if trained:  # a vector for every layer would be a training for each
         settings = BiPOSettings(steps=study.scale.steering, seed=study.seed)
         added = bipo(model, tokenizer, train, low, high, found.layer, settings)
-    return lambda strength: Steered(model, tokenizer, added, found.layer, strength)
+    seconds = time.perf_counter() - start
+    return lambda strength: Steered(model, tokenizer, added, found.layer, strength), seconds
 
 
-def _dera(study: Study, domain: str) -> Callable[[float], Subject]:
-    model = knobs_of(study, ONE_SIDED)
-    return lambda strength: DeRa(model, {domain: 1.0}, strength)
+def _dera(study: Study, domain: str) -> Made:
+    model = knobs_of(study, ONE_SIDED, [domain])  # a gate would compute the others, too
+    seconds = seconds_of(study, ONE_SIDED, domain)
+    return lambda strength: DeRa(model, {domain: 1.0}, strength), seconds
 
 
-def _soup(study: Study, domain: str) -> Callable[[float], Subject]:
+def _soup(study: Study, domain: str) -> Made:
     """At 0 the model that was trained towards the low end, at 1 that towards the high one."""
     low = study.out / "vectors" / "low" / domain
+    name = f"low-{domain}"
     if not low.exists():
         pairs = list(preference_pairs(study.records(domain, "train"), study.levels))
-        aligned = aligned_model(study, f"low-{domain}", pairs, study.scale.method)
+        aligned = aligned_model(study, name, pairs, study.scale.method)
         AlignmentVector.extract(study.base, aligned).save_pretrained(low)
     ends: dict[str, Path] = {"low": low, "high": vector(study, ONE_SIDED, domain)}
     model = study.knobs(ends)
-    return lambda share: Turned(model, {"low": 1 - share, "high": share})
+    seconds = float(record_of(study, name)["seconds"]) + seconds_of(study, ONE_SIDED, domain)
+    return lambda share: Turned(model, {"low": 1 - share, "high": share}), seconds
 
 
-def _knob(study: Study, domain: str, way: str) -> Callable[[float], Subject]:
-    model = knobs_of(study, way)
-    return lambda strength: Turned(model, {domain: strength})
+def _knob(study: Study, domain: str, way: str) -> Made:
+    model = knobs_of(study, way, [domain])
+    return lambda strength: Turned(model, {domain: strength}), seconds_of(study, way, domain)
 
 
-_MAKERS: dict[str, Callable[[Study, str], Callable[[float], Subject]]] = {
+_MAKERS: dict[str, Callable[[Study, str], Made]] = {
     "steering": _steering,
     "bipo": partial(_steering, trained=True),
     "dera": _dera,

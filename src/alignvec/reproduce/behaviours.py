@@ -71,6 +71,11 @@ def retrained(study: Study) -> list[Target]:
     return every[: study.scale.retrained]
 
 
+def retrained_name(target: Target) -> str:
+    """Of the folder of the model that is retrained for a behaviour."""
+    return f"retrained-{','.join(target.values())}"
+
+
 def _spread(targets: list[Target], most: int) -> list[Target]:
     """As many targets as are wanted, evenly over all."""
     step = max(1.0, len(targets) / most)
@@ -92,7 +97,7 @@ def _searched(study: Study) -> dict[str, Any]:
     limits = {domain: (min(scale.grid), max(scale.grid)) for domain in domains}
     result = search(
         knobs_of(study, ONE_SIDED), list(behaviours(domains, study.levels)), some, held_out,
-        study.levels, "grid", passes=len(scale.grid) ** len(domains), limits=limits,
+        study.levels, "grid", limits=limits, strengths=scale.grid,
     )  # fmt: skip
     return result.to_json()
 
@@ -127,7 +132,7 @@ def _reached(study: Study, way: str, target: Target) -> dict[str, Any]:
 
 def _retrained(study: Study, target: Target) -> dict[str, Any]:
     pairs = [pair for domain, level in target.items() for pair in _towards(study, domain, level)]
-    name = f"retrained-{'-'.join(target.values())}"
+    name = retrained_name(target)
     folder = study.out / "vectors" / name
     if not folder.exists():
         aligned = aligned_model(study, name, pairs, study.scale.method)

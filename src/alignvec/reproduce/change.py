@@ -11,12 +11,10 @@ from functools import partial
 from statistics import mean
 from typing import Any
 
-from alignvec.base.checkpoint import RECORD
-from alignvec.files import read_object
 from alignvec.reproduce import behaviours
 from alignvec.reproduce.item import Item, Work
 from alignvec.reproduce.study import Study
-from alignvec.reproduce.training import ALONG, ONE_SIDED, vector
+from alignvec.reproduce.training import ALONG, ONE_SIDED, record_of, vector
 from alignvec.search.target import format_target
 
 TITLE = "Cost of change"
@@ -36,7 +34,7 @@ def _counted(study: Study) -> dict[str, Any]:
     for domain in study.domains:
         for way in (ALONG, ONE_SIDED):
             vector(study, way, domain)
-    names = [f"retrained-{'-'.join(one.values())}" for one in behaviours.retrained(study)]
+    names = [behaviours.retrained_name(one) for one in behaviours.retrained(study)]
     each = mean(_training(study, name) for name in names)
     every = len(study.levels) ** len(study.domains)
     search = study.result("behaviours/search")["seconds"]["search"]
@@ -54,6 +52,4 @@ def _counted(study: Study) -> dict[str, Any]:
 
 
 def _training(study: Study, name: str) -> float:
-    """What a training took; of a bank it is said once."""
-    record = next((study.out / "aligned" / name).rglob(RECORD))
-    return float(read_object(record)["seconds"])
+    return float(record_of(study, name)["seconds"])

@@ -33,7 +33,7 @@ class Cost:
 
     Attributes:
         parameters: of the base.
-        device: `cpu` or `cuda`.
+        device: `cpu` or `cuda`; any other is reckoned as the latter.
         tokens: of an answer.
         correction: what was measured, over what was expected.
     """
@@ -57,9 +57,10 @@ class Cost:
 
     def seconds(self, work: Work) -> float:
         """How long some work may take; NaN if the base's size is not known."""
-        written = work.written * self.tokens * _FORWARD * _WRITING[self.device]
+        kind = "cpu" if self.device == "cpu" else "cuda"
+        written = work.written * self.tokens * _FORWARD * _WRITING[kind]
         read = _ROW * (_TRAINING * work.trained + _FORWARD * work.scored)
-        return self.correction * self.parameters * (read + written) / _SPEED[self.device]
+        return self.correction * self.parameters * (read + written) / _SPEED[kind]
 
 
 def parameters_of(base: str) -> float:

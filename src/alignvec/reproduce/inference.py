@@ -55,9 +55,13 @@ def _compared(study: Study, domain: str) -> dict[str, Any]:
             turned = {domain: study.places[top]} if way in ("gated", "folded") else {}
             with model.at(turned):
                 prompts = [one.prompt for one in asked]
-                if way in told:
-                    prompts = [*map(Prompted(model, told[way]).asked, prompts)]
-                runs[way].append(_timed(model, prompts, study.scale.tokens))
+                prompted = Prompted(model, told[way]) if way in told else None
+                if prompted:
+                    prompts = [*map(prompted.asked, prompts)]
+                run = _timed(model, prompts, study.scale.tokens)
+                if prompted:
+                    run["texts"] = [*map(prompted.shown, run["texts"])]
+                runs[way].append(run)
     return {
         way: {
             **{
@@ -79,6 +83,7 @@ def _timed(
     tokens: int,
 ) -> dict[str, Any]:
     """Means over the queries: tokens read and written, seconds, seconds to the first token."""
+    model.generate(asked[0], max_new_tokens=2)  # the first after loading pays for it
     read = [len(Prompt(model.tokenizer, one).tokens) for one in asked]
     first = [_seconds(partial(model.generate, one, max_new_tokens=1)) for one in asked]
     texts: list[str] = []
@@ -88,7 +93,7 @@ def _timed(
         start = time.perf_counter()
         texts += model.generate(one, max_new_tokens=tokens)
         seconds.append(time.perf_counter() - start)
-        watts += filter(None, [_watts()])
+        watts += filter(None, [_watts(model.model.device)])
     written = [len(model.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
     return {
         "read": statistics.mean(read),
@@ -111,11 +116,11 @@ def _median(values: Sequence[float | None]) -> float | None:
     return statistics.median(known) if known else None
 
 
-def _watts() -> float | None:
-    """What the GPU draws now; None without one, or without the library that says it."""
-    if not torch.cuda.is_available():
+def _watts(device: torch.device) -> float | None:
+    """What a GPU draws now; None of anything else, or where nobody says it."""
+    if device.type != "cuda":
         return None
     try:
-        return torch.cuda.power_draw() / 1000
-    except (ModuleNotFoundError, RuntimeError):
+        return torch.cuda.power_draw(device) / 1000
+    except Exception:  # no library that asks, an old driver, a part of a GPU
         return None

@@ -159,9 +159,13 @@ class Prompted:
         """A greedy answer to each query."""
         chats = [self.asked(query) for query in queries]
         found = self.model.generate(chats, [{}] * len(chats), max_new_tokens)
+        return [self.shown(answer) for answer in found]
+
+    def shown(self, written: str) -> str:
+        """Of what the model writes the answer, without turns that nobody asked for."""
         if self.model.tokenizer.chat_template is None:
-            return [answer.split("\n\n")[0].rstrip() for answer in found]
-        return found
+            return written.split("\n\n")[0].rstrip()
+        return written
 
 
 def takes_system(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -11,7 +11,7 @@ from functools import cache, partial
 from typing import Any
 
 from alignvec.evaluate.judge import LevelClassifier
-from alignvec.reproduce.item import Item
+from alignvec.reproduce.item import Item, Work
 from alignvec.reproduce.study import ANSWERED, HARMLESS, SAFE, SAFETY, Study
 from alignvec.reproduce.subject import Subject, Turned
 from alignvec.reproduce.training import WAYS, knobs_of
@@ -24,6 +24,7 @@ def items(study: Study) -> Iterator[Item]:
     work = study.work_of([SAFETY, HARMLESS])
     for kind in (SAFETY, HARMLESS):
         yield study.base_item(kind)
+    yield Item("safety/judges", partial(_judges, study), Work())
     for way in WAYS:
         for strength in study.scale.strengths:
             if strength or way == next(iter(WAYS)):
@@ -41,6 +42,14 @@ def measured_safety(study: Study, subject: Subject) -> dict[str, Any]:
 
 def _turned(study: Study, way: str, strength: float) -> dict[str, Any]:
     return measured_safety(study, Turned(knobs_of(study, way, [SAFETY]), {SAFETY: strength}))
+
+
+def _judges(study: Study) -> dict[str, Any]:
+    """How often the two judges are right on references that they have not read."""
+    return {
+        SAFETY: _safe_judge(study).accuracy(study.records(SAFETY, "test")).to_json(),
+        HARMLESS: _refusal_judge(study).accuracy(study.records(HARMLESS, "test")).to_json(),
+    }
 
 
 @cache

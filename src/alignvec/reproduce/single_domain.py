@@ -36,7 +36,7 @@ def items(study: Study) -> Iterator[Item]:
 
 
 def _turned(study: Study, way: str, domain: str, strength: float) -> dict[str, Any]:
-    return study.measure(Turned(knobs_of(study, way), {domain: strength}), domain)
+    return study.measure(Turned(knobs_of(study, way, [domain]), {domain: strength}), domain)
 
 
 def _prompted(study: Study, kind: str, domain: str, level: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,11 +24,13 @@ from alignvec.data.synthesis.chat import Chat
 from alignvec.errors import AlignvecError
 from alignvec.evaluate.broken import Bounds
 from alignvec.evaluate.judge import Judge, LevelClassifier
-from alignvec.files import hash_of, read_json, read_object, work_folder, write_json
+from alignvec.files import hash_of, read_object, work_folder, write_json
 from alignvec.knobs.model import KnobModel
 from alignvec.reproduce.item import Item, Work
 from alignvec.reproduce.scale import Scale
 from alignvec.reproduce.subject import Subject, Turned, measured
+
+logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[\w-][\w -]*")
 
@@ -69,7 +72,7 @@ class Study:
 
         Raises:
             AlignvecError: the data cannot be read, a split of a domain has no records, or a name
-                is none for a file.
+                is none for a file, or one of our own domains.
         """
         self.base, self.out, self.scale, self.data = base, out, scale, data
         self.dtype, self.device, self.seed, self._reader = dtype, device, seed, reader
@@ -78,7 +81,13 @@ class Study:
         every = list(read_records(data, levels or ()))
         self.levels = list(levels or every[0].levels)
         self.places: Places = spaced(self.levels)
-        every = [one for one in every if set(self.levels) <= set(one.levels)]
+        whole = [one for one in every if set(self.levels) <= set(one.levels)]
+        if len(whole) < len(every):
+            logger.warning(
+                "%d records of %s have not all of the levels %s, and are left out",
+                len(every) - len(whole), data, ", ".join(self.levels),
+            )  # fmt: skip
+        every = whole
         self.domains = sorted({one.domain for one in every})
         for name in (*self.levels, *self.domains):
             if not _NAME.fullmatch(name):
@@ -86,31 +95,48 @@ class Study:
                     f"'{name}' cannot be the name of a file; a study wants levels and domains of "
                     "letters, digits, spaces and - _ alone"
                 )
+        for domain in {SAFETY, HARMLESS} & set(self.domains):
+            raise AlignvecError(
+                f"a study has a domain '{domain}' of its own, which is built in; give that of "
+                f"{data} another name"
+            )
         self._parts = _parts(every, self.domains)
         told = {
             "base": base_name(base), "data": Path(data).name, "levels": self.levels,
             "domains": self.domains, "scale": asdict(scale), "seed": seed,
-            "reader": reader and base_name(reader),
-            "records": hash_of([[one.prompt, one.levels] for one in every]),
+            "reader": reader and base_name(reader), "dtype": dtype,
+            "records": hash_of([[one.domain, one.split, one.prompt, one.levels] for one in every]),
         }  # fmt: skip
         self.told: dict[str, Any] = _plain(told)
 
     @contextmanager
     def opened(self) -> Iterator[Study]:
-        """Hold the folder while results are written to it.
+        """Hold the folder while results are written to it; then let go of the models.
 
         Raises:
-            AlignvecError: it holds another study, or another process has it.
+            AlignvecError: it holds another study, or what another second judge read, or another
+                process has it.
         """
         note = self.out / "study.json"
-        if note.exists() and read_json(note) != self.told:
+        earlier = read_object(note) if note.exists() else {}
+        judge = earlier.pop("judge", None)
+        if earlier and earlier != self.told:
             raise AlignvecError(
                 f"{self.out} holds a study of other models, data or scale (study.json); choose "
                 "another folder"
             )
+        if judge and self.chat and judge != self.chat.name:
+            raise AlignvecError(
+                f"{self.out} holds what the judge '{judge}' read; give that one, or another folder"
+            )
+        judge = self.chat.name if self.chat else judge  # it may come later than the first results
         with work_folder(self.out):
-            write_json(note, self.told)
-            yield self
+            write_json(note, {**self.told, "judge": judge} if judge else self.told)
+            try:
+                yield self
+            finally:  # the next study has models of its own
+                self._kept = None
+                vars(self).pop("reader", None)
 
     # Records.
 

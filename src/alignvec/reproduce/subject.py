@@ -50,7 +50,8 @@ class Turned:
             for knob, strength in self.setting.items()
             if strength
         }
-        self.identity = None if router else hash_of(model.base.fingerprint, turned)[:12]
+        base = [model.base.fingerprint, model.base.detail]
+        self.identity = None if router else hash_of(base, turned)[:12]
 
     def scores(self, records: Sequence[Record], levels: Sequence[str]) -> NDArray[np.float64]:
         queries = [record.query for record in records]

@@ -11,6 +11,7 @@ from alignvec.align.curriculum import pairs_along
 from alignvec.base.checkpoint import RECORD
 from alignvec.data.line import spaced
 from alignvec.data.pairs import PreferencePair, preference_pairs
+from alignvec.errors import AlignvecError
 from alignvec.files import read_object
 from alignvec.knobs.model import KnobModel
 from alignvec.reproduce.item import Item, Work
@@ -37,7 +38,7 @@ def items(study: Study) -> Iterator[Item]:
 def _trained(study: Study, way: str, domain: str, rows: float) -> Item:
     def run() -> dict[str, Any]:
         vector(study, way, domain)
-        record = read_object(next(_aligned(study, _name(study, way, domain)).rglob(RECORD)))
+        record = record_of(study, _name(study, way, domain))
         return {key: record[key] for key in ("seconds", "pairs", "settings", "versions")} | {
             "last": record["curve"][-1]
         }
@@ -59,6 +60,27 @@ def vector(study: Study, way: str, domain: str) -> Path:
             aligned = aligned / domain
         AlignmentVector.extract(study.base, aligned).save_pretrained(folder)
     return folder
+
+
+def record_of(study: Study, name: str) -> dict[str, Any]:
+    """The record of a training by its name; of a bank it is said once.
+
+    Raises:
+        AlignvecError: what was trained is not there any more.
+    """
+    folder = _aligned(study, name)
+    for file in sorted(folder.rglob(RECORD)):
+        return read_object(file)
+    raise AlignvecError(
+        f"{folder / RECORD} is missing: what the training took is known from it; put it back, or "
+        "start a study in another folder"
+    )
+
+
+def seconds_of(study: Study, way: str, domain: str) -> float:
+    """What the training of a domain's vector took; of a bank its share."""
+    together = len(study.domains) if way == ALONG and domain != SAFETY else 1
+    return float(record_of(study, _name(study, way, domain))["seconds"]) / together
 
 
 def knobs_of(study: Study, way: str, domains: Sequence[str] = ()) -> KnobModel:

@@ -1,7 +1,7 @@
 """The methods to find settings, behind one interface.
 
     surface  ours: a few passes, then every target is read off (surface.py)
-    grid     the paper's: every combination of evenly spaced strengths
+    grid     the paper's: every combination of some strengths, evenly spaced unless given
     optuna   a black box that is asked anew for each target (blackbox.py)
 
 All maximise the same `Objective`, and all pay in passes of its scorer.
@@ -32,8 +32,17 @@ class Method(Protocol):
         """[T, K]: a setting for each target; `penalty` is that of turning the knobs."""
 
 
-def method(name: str, objective: Objective, passes: int | None, seed: int) -> Method:
+def method(
+    name: str,
+    objective: Objective,
+    passes: int | None,
+    seed: int,
+    strengths: Sequence[float] = (),
+) -> Method:
     """A method by its name, with the passes made that it makes before it knows a target.
+
+    Args:
+        strengths: of each knob, those that a grid is of.
 
     Raises:
         AlignvecError: it is none of `METHODS`.
@@ -43,17 +52,23 @@ def method(name: str, objective: Objective, passes: int | None, seed: int) -> Me
         from alignvec.search.blackbox import Optuna
 
         return Optuna(objective, passes, seed)
-    return Surface(objective, passes, seed) if name == "surface" else Grid(objective, passes)
+    if name == "surface":
+        return Surface(objective, passes, seed)
+    return Grid(objective, passes, strengths)
 
 
 class Grid:
-    """Every point of the finest grid of at most `passes` points (729: nine a knob for three)."""
+    """Every point of a grid: of the `strengths` of each knob that are given, else the finest even
+    one of at most `passes` points (729: nine a knob for three).
+    """
 
-    def __init__(self, objective: Objective, passes: int | None = None) -> None:
+    def __init__(
+        self, objective: Objective, passes: int | None = None, strengths: Sequence[float] = ()
+    ) -> None:
         self.objective = objective
         bounds = objective.bounds
         steps = max(2, int((passes or 729) ** (1 / len(bounds)) + 1e-9))
-        axes = [np.linspace(low, high, steps) for low, high in bounds]
+        axes = [strengths or np.linspace(low, high, steps) for low, high in bounds]
         self.points = np.array(list(product(*axes)))
         scores = []
         with progress("searching", "pass", len(self.points)) as bar:

@@ -41,6 +41,7 @@ def search(
     router: Router | None = None,
     seed: int = 0,
     front: bool = False,
+    strengths: Sequence[float] = (),
 ) -> SearchResult:
     """A setting for each target.
 
@@ -53,6 +54,8 @@ def search(
         limits: knob -> lowest and highest strength; -2 to 2 where not given.
         router: applies to each query only the knobs of the domain that it reads from it.
         front: also what the one target costs in retained ability, when less and less of it is got.
+        strengths: of each knob, of which a grid tries every combination, whatever `passes`
+            says; by default evenly spaced ones within `limits`.
 
     Raises:
         AlignvecError: an unknown method or knob, empty limits, a domain without queries, or a
@@ -88,7 +91,7 @@ def search(
 
     start = time.perf_counter()
     places = [list(trained_places(vector, levels).values()) for vector in model.vectors.values()]
-    finder = make_method(method, Objective(searched, bounds, places), passes, seed)
+    finder = make_method(method, Objective(searched, bounds, places), passes, seed, strengths)
     wanted = list(zip(targets, settings(PENALTY), strict=True))
     if front:
         wanted += [(targets[0], settings(penalty)[0]) for penalty in _PENALTIES]
@@ -96,8 +99,8 @@ def search(
     took = time.perf_counter() - start
     start, retention, solutions = time.perf_counter(), RetentionProbe(model), []
     with progress("verifying", "target", len(wanted)) as bar:
-        for target, strengths in wanted:
-            solutions.append(_verified(target, strengths, verified, retention))
+        for target, found in wanted:
+            solutions.append(_verified(target, found, verified, retention))
             bar.update()
     trainings = [vector.training for vector in model.vectors.values()]
     seen = count_seen(trainings, [record.prompt for record in held_out])

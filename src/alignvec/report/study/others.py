@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from alignvec.errors import printable
 from alignvec.report.figure import COLOURS, MARKERS
 from alignvec.report.study.document import Block, Chart, Panel, Row, Share, Table
 from alignvec.report.study.lines import finish
@@ -27,7 +28,8 @@ BASELINES_ABOUT = (
     "each at the strength that reaches a level best on validation queries: activation steering by "
     "a difference of means and by BiPO, DeRa (the logits of two models mixed), rewarded soups (the "
     "weights of two models mixed), plain LoRA with its scale turned, and a vector trained along "
-    "the knob (ours).",
+    "the knob (ours). Making it: the trainings that it takes, of ours a domain's share; of "
+    "steering the search for a layer as well.",
 )
 ABILITY_ABOUT = (
     "What a knob does to plain prose of no domain: KL from the base, and perplexity as a multiple "
@@ -73,7 +75,9 @@ def judging(study: Results) -> Iterator[Block]:
     rows: list[Row] = []
     for name, found in study.under("judging/").items():
         each = {"": found} if at(found, "judged") else found
-        for level, one in each.items() if isinstance(each, Mapping) else ():
+        if not isinstance(each, Mapping):
+            continue
+        for level, one in each.items():
             rows.append(
                 {
                     ("", "of"): f"{name}/{level}".rstrip("/"),
@@ -89,7 +93,9 @@ def judging(study: Results) -> Iterator[Block]:
                 }
             )
     if rows:
-        yield Table("judging", "What a second judge reads", rows)
+        judge = study.told.get("judge")
+        note = f"The judge is {printable(str(judge))}." if judge else ""
+        yield Table("judging", "What a second judge reads", rows, note)
 
 
 def ability(study: Results) -> Iterator[Block]:

@@ -20,6 +20,7 @@ from alignvec.report.study.results import (
     at,
     rate,
     rates,
+    share,
     text,
 )
 
@@ -58,7 +59,19 @@ def blocks(study: Results) -> Iterator[Block]:
             if (one := at(found, kind))
         ]
         if rows:
-            yield Table(f"safety-{kind}", f"Every setting on {what}", rows, "", 2)
+            yield Table(f"safety-{kind}", f"Every setting on {what}", rows, _judge(study, kind), 2)
+
+
+def _judge(study: Results, kind: str) -> str:
+    """How often the classifier is right that tells of the answers; nothing if it is not known."""
+    found = at(study.found.get("safety/judges"), kind)
+    right = share(at(found, "share"), at(found, "interval"))
+    if not right:
+        return ""
+    return (
+        f"The classifier of these answers is right on {right.value:.3f} ({right.low:.3f} to "
+        f"{right.high:.3f}) of {at(found, 'texts')} held-out references."
+    )
 
 
 def safety_lines(points: list[tuple[float, object]]) -> list[Line]:
