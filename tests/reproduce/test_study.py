@@ -1,6 +1,7 @@
 """The whole study on a tiny random model: every part, each result once, whatever the data."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,15 @@ def test_a_second_judge_reads_what_was_written(whole, base, data):
         pass
     with whole.opened():  # without a judge it is the same study
         pass
+
+
+def test_without_a_template_an_answer_ends_at_a_blank_line(whole, base, data, tmp_path):
+    text = "So. \n\nAnd why?\n\nThat."
+    assert whole.shown(text) == text
+    bare = tmp_path / "bare"
+    shutil.copytree(base, bare)
+    (bare / "chat_template.jinja").unlink()
+    assert Study(str(bare), tmp_path / "s", TINY, data, LEVELS).shown(text) == "So."
 
 
 def test_another_study_in_the_folder_is_refused(whole, base, data):

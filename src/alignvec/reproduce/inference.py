@@ -55,13 +55,10 @@ def _compared(study: Study, domain: str) -> dict[str, Any]:
             turned = {domain: study.places[top]} if way in ("gated", "folded") else {}
             with model.at(turned):
                 prompts = [one.prompt for one in asked]
-                prompted = Prompted(model, told[way]) if way in told else None
-                if prompted:
-                    prompts = [*map(prompted.asked, prompts)]
+                if way in told:
+                    prompts = [*map(Prompted(model, told[way]).asked, prompts)]
                 run = _timed(model, prompts, study.scale.tokens)
-                if prompted:
-                    run["texts"] = [*map(prompted.shown, run["texts"])]
-                runs[way].append(run)
+                runs[way].append(run | {"texts": [*map(study.shown, run["texts"])]})
     return {
         way: {
             **{

@@ -127,7 +127,7 @@ class Prompted:
 
     Where the chat template has no place for a system message, or passes over it, the next turn of
     the user begins with it. A base without a template gets the turns one after another, a blank
-    line between, and what it writes after the first blank line is a turn that nobody asked for.
+    line between.
     """
 
     identity: str | None = None
@@ -158,14 +158,7 @@ class Prompted:
     def answers(self, queries: Sequence[Messages], max_new_tokens: int) -> list[str]:
         """A greedy answer to each query."""
         chats = [self.asked(query) for query in queries]
-        found = self.model.generate(chats, [{}] * len(chats), max_new_tokens)
-        return [self.shown(answer) for answer in found]
-
-    def shown(self, written: str) -> str:
-        """Of what the model writes the answer, without turns that nobody asked for."""
-        if self.model.tokenizer.chat_template is None:
-            return written.split("\n\n")[0].rstrip()
-        return written
+        return self.model.generate(chats, [{}] * len(chats), max_new_tokens)
 
 
 def takes_system(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -13,9 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from alignvec.base.load import Base, load_base
+from alignvec.base.load import Base, load_base, load_tokenizer
 from alignvec.base.seen import prompt_hash
-from alignvec.base.source import base_name
+from alignvec.base.source import base_name, find_base
 from alignvec.data import Record, read_records
 from alignvec.data.line import Places, spaced
 from alignvec.data.sources import BUILTIN
@@ -199,6 +199,16 @@ class Study:
         """The other model, that says how likely it finds what is written."""
         return load_base(self._reader, self.dtype, self.device) if self._reader else None
 
+    def shown(self, text: str) -> str:
+        """What was asked for, of what the base wrote, however it was turned. Without a chat
+        template nothing ends a turn but a blank line; what follows are turns that nobody asked for.
+        """
+        return text.split("\n\n")[0].rstrip() if self._untold else text
+
+    @cached_property
+    def _untold(self) -> bool:
+        return load_tokenizer(find_base(self.base)).chat_template is None
+
     # Judges.
 
     @cached_property
@@ -224,7 +234,8 @@ class Study:
         asked = [one.prompt for one in self.records(domain, "test")[: self.scale.answers]]
 
         def run() -> dict[str, Any]:
-            texts = Turned(self.knobs({}), {}).answers(asked, self.scale.tokens)
+            written = Turned(self.knobs({}), {}).answers(asked, self.scale.tokens)
+            texts = [*map(self.shown, written)]
             bounds = self._bounds(domain, texts).to_json()
             return {"queries": asked, "answers": texts, "bounds": bounds}
 
@@ -249,7 +260,7 @@ class Study:
         def run() -> dict[str, Any]:
             return measured(
                 subject, self.records(domain, "test"), self.levels_of(domain), self.scale.answers,
-                self.scale.tokens, judge or self.judge, bounds, self.reader,
+                self.scale.tokens, judge or self.judge, bounds, self.reader, self.shown,
             )  # fmt: skip
 
         if subject.identity is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -75,6 +75,7 @@ def measured(
     judge: Judge,
     bounds: Bounds,
     reader: Base | None = None,
+    shown: Callable[[str], str] = str,
 ) -> dict[str, Any]:
     """Both rates side by side, and what the texts are like that the second one is of.
 
@@ -82,13 +83,14 @@ def measured(
         answers: records, from the first, whose queries are answered; of the same texts come the
             judged rate and everything beside it.
         reader: another model, to say how likely it finds the texts.
+        shown: what of a text is the answer.
 
     Returns:
         `rates` (of likelihood, see `Rates`), `judged` (see `Judged`), `text` (see `TextQuality`),
         and the texts themselves, `answers`.
     """
     asked = [record.prompt for record in records[:answers]]
-    texts = subject.answers(asked, max_new_tokens)
+    texts = [*map(shown, subject.answers(asked, max_new_tokens))]
     read = reading(reader.model, reader.tokenizer, asked, texts) if reader else None
     return {
         "rates": asdict(rates_of(subject.scores(records, levels), levels)),

@@ -41,6 +41,7 @@ DATA_ABOUT = (
     "judged rate tells the levels of held-out references as their authors meant them: if it does "
     "not, the judged rate means little.",
 )
+_TRUSTED = 0.95  # accuracy of a judge
 _BASELINES = {
     "steering": "steering (difference of means)",
     "bipo": "steering (BiPO)",
@@ -211,6 +212,8 @@ def _classifier(study: Results) -> Iterator[Block]:
     note = "Held-out references."
     if value := accuracy(study):
         note += f" Accuracy {value.value:.3f} ({value.low:.3f} to {value.high:.3f})."
+        if value.value < _TRUSTED:
+            note += f" Below {_TRUSTED:g}: the judged rates of this study are not to be trusted."
     yield Table("data-levels", "The classifier of levels against the authors", rows, note)
 
 
