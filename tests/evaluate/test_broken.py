@@ -11,12 +11,12 @@ from alignvec.errors import AlignvecError
 from alignvec.evaluate.broken import Bounds
 from alignvec.evaluate.text import variety
 
-WRITTEN = Path(__file__).parents[2] / "benchmarks" / "results" / "lines.json"
+WRITTEN = Path(__file__).parents[2] / "benchmarks" / "results" / "lines-given.json"
 
 
 @pytest.fixture(scope="module")
 def written():
-    """Level, or None of the base, -> what the embedded model wrote (docs/answers.md)."""
+    """Level, or None of the base, -> what the embedded model wrote, trained on given texts alone."""
     run = next(iter(json.loads(WRITTEN.read_text())["runs"].values()))
     return {check["level"]: check["answers"] for check in run["levels"]}
 

@@ -89,8 +89,8 @@ def test_the_base_at_zero_and_the_folded_model_at_a_setting(chat, task, tiny, ve
 
 
 def test_the_harness_finds_the_class_by_itself():
-    """As its command does: torch comes with it, and nothing of ours is imported."""
-    code = ("import lm_eval.evaluator, lm_eval.api.registry as known\n"
+    """As its command does: it imports torch, and nothing of ours."""
+    code = ("import lm_eval.evaluator, torch, lm_eval.api.registry as known\n"
             "print(known.get_model('alignvec'), len(known.model_registry))")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert "alignvec.evaluate.harness.KnobLM" in done.stdout, done.stderr
