@@ -16,7 +16,7 @@ WRITTEN = Path(__file__).parents[2] / "benchmarks" / "results" / "lines-given.js
 
 @pytest.fixture(scope="module")
 def written():
-    """Level, or None of the base, -> what the embedded model wrote, trained on given texts alone."""
+    """Level, or None of the base, -> what was written after a training on given texts alone."""
     run = next(iter(json.loads(WRITTEN.read_text())["runs"].values()))
     return {check["level"]: check["answers"] for check in run["levels"]}
 
