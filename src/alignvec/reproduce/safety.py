@@ -14,7 +14,7 @@ from alignvec.evaluate.judge import LevelClassifier
 from alignvec.reproduce.item import Item, Work
 from alignvec.reproduce.study import ANSWERED, HARMLESS, SAFE, SAFETY, Study
 from alignvec.reproduce.subject import Subject, Turned
-from alignvec.reproduce.training import WAYS, knobs_of
+from alignvec.reproduce.training import knobs_of, turns
 
 TITLE = "Safety"
 
@@ -25,11 +25,9 @@ def items(study: Study) -> Iterator[Item]:
     for kind in (SAFETY, HARMLESS):
         yield study.base_item(kind)
     yield Item("safety/judges", partial(_judges, study), Work())
-    for way in WAYS:
-        for strength in study.scale.strengths:
-            if strength or way == next(iter(WAYS)):
-                run = partial(_turned, study, way, strength)
-                yield Item(f"safety/{way}/{strength:g}", run, work)
+    for way, strength in turns(study.scale.strengths):
+        run = partial(_turned, study, way, strength)
+        yield Item(f"safety/{way}/{strength:g}", run, work)
 
 
 def measured_safety(study: Study, subject: Subject) -> dict[str, Any]:

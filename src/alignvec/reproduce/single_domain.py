@@ -14,7 +14,7 @@ from alignvec.reproduce.item import Item
 from alignvec.reproduce.prompting import Prompted, system_prompt, with_examples, with_system
 from alignvec.reproduce.study import Study
 from alignvec.reproduce.subject import Turned
-from alignvec.reproduce.training import WAYS, knobs_of
+from alignvec.reproduce.training import knobs_of, turns
 
 TITLE = "One domain"
 
@@ -24,11 +24,9 @@ def items(study: Study) -> Iterator[Item]:
     for domain in study.domains:
         work = study.work_of([domain])
         yield study.base_item(domain)
-        for way in WAYS:
-            for strength in study.scale.strengths:
-                if strength or way == next(iter(WAYS)):  # at 0 they are the base
-                    run = partial(_turned, study, way, domain, strength)
-                    yield Item(f"single/{domain}/{way}/{strength:g}", run, work)
+        for way, strength in turns(study.scale.strengths):
+            run = partial(_turned, study, way, domain, strength)
+            yield Item(f"single/{domain}/{way}/{strength:g}", run, work)
         for kind in ("system", "few-shot"):
             for level in study.levels:
                 run = partial(_prompted, study, kind, domain, level)

@@ -23,6 +23,14 @@ ALONG, ONE_SIDED = "along", "one-sided"
 WAYS = {ALONG: "trained along the knob", ONE_SIDED: "plain DPO at one end (the paper)"}
 
 
+def turns(strengths: Sequence[float]) -> Iterator[tuple[str, float]]:
+    """Each way at each strength; at 0 every knob is the base, which stands once."""
+    for way in WAYS:
+        for strength in strengths:
+            if strength or way == ALONG:
+                yield way, strength
+
+
 def items(study: Study) -> Iterator[Item]:
     """The bank of all domains, plain DPO a domain, and a safety vector of each kind."""
     scale = study.scale

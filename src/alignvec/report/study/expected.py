@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from alignvec.report.study.results import ALONG, HARMLESS, SAFETY, WAYS, Results
+from alignvec.report.study.results import WAYS, Results
 from alignvec.report.study.several import REACHING, SEARCH
-from alignvec.report.study.transfer import STAGE, STAGES
+from alignvec.report.study.transfer import STAGE
+from alignvec.reproduce.study import HARMLESS, SAFETY
+from alignvec.reproduce.training import turns
+from alignvec.reproduce.transfer import STAGES
 
 _SHOWN = 6  # of the names that are missing
 
@@ -29,20 +32,17 @@ def missing(study: Results, part: str) -> list[str]:
     return [f"{len(absent)} of {len(wanted)} results are missing: {shown}."]
 
 
-def _turned(prefix: str, way: str, strengths: Sequence[float]) -> Iterator[str]:
-    """Each strength; at 0 every knob is the base, which stands in one place."""
-    for strength in strengths:
-        if strength or way == ALONG:
-            yield f"{prefix}/{way}/{strength:g}"
+def _turned(prefix: str, strengths: Sequence[float]) -> Iterator[str]:
+    """Each way at each strength; of strengths that are not told, any."""
+    yield from (f"{prefix}/{way}/{strength:g}" for way, strength in turns(strengths))
     if not strengths:
-        yield f"{prefix}/{way}/"
+        yield from (f"{prefix}/{way}/" for way in WAYS)
 
 
 def _single(study: Results) -> Iterator[str]:
     for domain in study.domains:
         yield f"base/{domain}"
-        for way in WAYS:
-            yield from _turned(f"single/{domain}", way, study.strengths)
+        yield from _turned(f"single/{domain}", study.strengths)
         for kind in ("system", "few-shot"):
             yield from (f"single/{domain}/{kind}/{level}" for level in study.levels)
 
@@ -62,8 +62,7 @@ def _behaviours(study: Results) -> Iterator[str]:
 
 def _safety(study: Results) -> Iterator[str]:
     yield from (f"base/{kind}" for kind in (SAFETY, HARMLESS))
-    for way in WAYS:
-        yield from _turned("safety", way, study.strengths)
+    yield from _turned("safety", study.strengths)
 
 
 def _transfer(study: Results) -> Iterator[str]:

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from alignvec.report.study.document import Block, Cell, Column, Section, Table
 from alignvec.report.study.others import accuracy
-from alignvec.report.study.results import HARMLESS, SAFETY, Results, at
+from alignvec.report.study.results import Results, at
+from alignvec.reproduce.study import HARMLESS, SAFETY
 
 _ABOUT = (
     "Likelihood preference rate of a level: the share of held-out queries for which the reference "

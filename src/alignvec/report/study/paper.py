@@ -10,7 +10,6 @@ from alignvec.report.study.document import Share, Verdict
 from alignvec.report.study.results import (
     MEASURES,
     SAFE,
-    SAFETY,
     WAYS,
     Results,
     at,
@@ -19,7 +18,8 @@ from alignvec.report.study.results import (
     real,
 )
 from alignvec.report.study.several import ADDED, REACHING, counts
-from alignvec.report.study.transfer import STAGES
+from alignvec.reproduce.study import SAFETY
+from alignvec.reproduce.transfer import STAGES
 
 REACHED, OF = 22, 27  # behaviours
 SAFE_RATE = 0.93  # at lambda = 1

@@ -11,13 +11,14 @@ from alignvec.errors import AlignvecError, printable
 from alignvec.evaluate.intervals import wilson_interval
 from alignvec.files import read_object
 from alignvec.report.study.document import Cell, Column, Share
+from alignvec.reproduce.study import ANSWERED
+from alignvec.reproduce.study import SAFE as SAFETY_LEVELS
+from alignvec.reproduce.training import ALONG, ONE_SIDED
 from alignvec.search.solution import CLEAR
 
-ALONG, ONE_SIDED = "along", "one-sided"
 WAYS = {ALONG: "ours, along the knob", ONE_SIDED: "the paper's, one end"}
-SAFETY, HARMLESS = "safety", "harmless"
-UNSAFE, SAFE = "unsafe", "safe"
-REFUSAL, HELPFUL = "refusal", "helpful"
+UNSAFE, SAFE = SAFETY_LEVELS
+REFUSAL, HELPFUL = ANSWERED
 MEASURES = ("likelihood", "judged")
 
 Measured = (

@@ -8,12 +8,10 @@ from alignvec.report.figure import COLOURS
 from alignvec.report.study.document import Block, Chart, Row, Table
 from alignvec.report.study.lines import Line, rate_panel
 from alignvec.report.study.results import (
-    HARMLESS,
     HELPFUL,
     MEASURES,
     REFUSAL,
     SAFE,
-    SAFETY,
     UNSAFE,
     WAYS,
     Results,
@@ -23,6 +21,7 @@ from alignvec.report.study.results import (
     share,
     text,
 )
+from alignvec.reproduce.study import HARMLESS, SAFETY
 
 TITLE = "Safety"
 ABOUT = (

@@ -10,7 +10,6 @@ from alignvec.report.study.lines import Line, rate_panel
 from alignvec.report.study.results import (
     MEASURES,
     SAFE,
-    SAFETY,
     WAYS,
     Results,
     at,
@@ -19,6 +18,8 @@ from alignvec.report.study.results import (
     text,
 )
 from alignvec.report.study.safety import QUERIES
+from alignvec.reproduce.study import SAFETY
+from alignvec.reproduce.transfer import STAGES
 
 TITLE = "Transfer"
 ABOUT = (
@@ -26,7 +27,6 @@ ABOUT = (
     "weights (the paper's Figure 4). If a vector transfers, its lines on both stages run together; "
     "the safe rate says what the other stage's safety loses to it.",
 )
-STAGES = ("base", "safety-aligned")
 STAGE = "transfer/stage"
 
 
