@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import TrainerCallback
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from alignvec.align.bank import Bank
 from alignvec.align.processes import from_main
@@ -38,16 +38,23 @@ _BEYOND = 8  # tokens that an answer may be longer than the longest response bes
 class OwnAnswers(TrainerCallback):
     """Writes answers for the steps to come, and keeps them: a resumed run has the same."""
 
-    def __init__(self, model: Any, bank: Bank, dataset: Any, work: Path, start: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        bank: Bank,
+        dataset: Any,
+        work: Path,
+        start: int,
+    ) -> None:
         """Watch a training.
 
         Args:
             dataset: its pairs, in the order of training, with which of them are `broken`.
             start: the step from which on there are own answers.
         """
-        self.model, self.bank, self.dataset, self.work, self.start = (
-            model, bank, dataset, work, start,
-        )  # fmt: skip
+        self.model, self.tokenizer, self.bank = model, tokenizer, bank
+        self.dataset, self.work, self.start = dataset, work, start
         self._known: dict[int, tuple[list[int], float]] = {}  # place -> answer, difference
         self._until = start
 
@@ -129,23 +136,19 @@ class OwnAnswers(TrainerCallback):
 
     def _answers(self, pairs: Sequence[Mapping[str, Any]]) -> list[list[int]]:
         """Greedy answers as tokens, with the end of the turn if it came."""
-        device = self.model.device
-        width = max(len(one["prompt_ids"]) for one in pairs)
-        config = self.model.generation_config
-        ends = config.eos_token_id
+        inputs = self.tokenizer.pad(
+            {"input_ids": [one["prompt_ids"] for one in pairs]},
+            padding_side="left",
+            return_tensors="pt",
+        ).to(self.model.device)
+        width = inputs["input_ids"].shape[1]
+        ends = self.model.generation_config.eos_token_id
         ends = [ends] if isinstance(ends, int) else list(ends or [])
-        pad = ends[0] if ends else 0
-        tokens = torch.full((len(pairs), width), pad, device=device)
-        mask = torch.zeros_like(tokens)
-        for row, one in enumerate(pairs):
-            prompt = one["prompt_ids"]
-            tokens[row, width - len(prompt) :] = torch.tensor(prompt, device=device)
-            mask[row, width - len(prompt) :] = 1
         longest = max(len(one["chosen_ids"]) for one in pairs) + _BEYOND
-        with self.bank.turned(_strengths(pairs, device)):
+        with self.bank.turned(_strengths(pairs, self.model.device)):
             output = self.model.generate(
-                input_ids=tokens, attention_mask=mask, max_new_tokens=longest, do_sample=False,
-                use_cache=True, pad_token_id=pad,
+                **inputs, max_new_tokens=longest, do_sample=False, use_cache=True,
+                pad_token_id=self.tokenizer.pad_token_id,
             )  # fmt: skip
         answers = []
         for line in output[:, width:].tolist():

@@ -180,7 +180,7 @@ def _align(
             ):
                 steps = math.ceil(len(tokens) / (batch * group.num_processes))
                 own = OwnAnswers(
-                    trainer.model, trainer.bank, trainer.train_dataset, work,
+                    trainer.model, loaded.tokenizer, trainer.bank, trainer.train_dataset, work,
                     round(settings.own_answers * steps),
                 )  # fmt: skip
                 trainer.add_callback(own)
