@@ -45,8 +45,8 @@ class Scale:
 
 
 SMALL = Scale(
-    train=64, queries=16, answers=10, tokens=64, searched=4, targets=6, retrained=1, steering=100,
-    strengths=(-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5), few=(0.0, 1.0), grid=(-1.0, 0.0, 0.5, 1.0),
+    train=64, queries=16, answers=8, tokens=64, searched=4, targets=4, retrained=1, steering=40,
+    strengths=(-1.0, -0.5, 0.0, 0.5, 1.0, 1.5), few=(0.0, 1.0), grid=(-1.0, 0.5, 1.0),
 )  # fmt: skip
 PAPER = Scale(rank=64, answers=100, tokens=256, retrained=27, searched=50, method="full",
               strengths=tuple(round(-2 + 0.25 * step, 2) for step in range(17)),
