@@ -1,0 +1,1 @@
+"""Knobs over HTTP: what every engine's server shares, and the server of transformers."""
