@@ -6,12 +6,13 @@ its log alone says what.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
@@ -96,40 +97,48 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def install(app: FastAPI) -> None:
     """Have an application answer every failure with an `ErrorBody`, and none with a trace."""
-    app.add_exception_handler(Refused, _refused)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http)
+    for kind in (Refused, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, _answer)
     app.add_exception_handler(Exception, _fault)
 
 
-async def _refused(_: Request, error: Exception) -> JSONResponse:
+class Route(APIRoute):
+    """A route whose refusals are an `ErrorBody` in an application that has its own, too."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def told(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except (Refused, RequestValidationError, HTTPException) as error:
+                return await _answer(request, error)
+
+        return told
+
+
+async def _answer(request: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, RequestValidationError):
+        error = _invalid(error)
+    if isinstance(error, HTTPException):  # an unknown path or method, a body in no known code
+        text = f"{request.method} {request.url.path}: {error.detail}"
+        error = Refused(text, error.status_code, headers=error.headers)
     assert isinstance(error, Refused)
     body = error_body(str(error), error.status, error.code, error.param)
     return JSONResponse(body, error.status, error.headers)
 
 
-async def _invalid(_: Request, error: Exception) -> JSONResponse:
+def _invalid(error: RequestValidationError) -> Refused:
     """The first field that does not fit."""
-    assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     message = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "json_invalid":
-        return JSONResponse(
-            error_body(f"the body is not JSON: {message}", 400, "invalid_json"), 400
-        )
-    field = ".".join(str(part) for part in first["loc"][1:]) or None  # the first says where it was
-    code = "unknown_field" if first["type"] == "extra_forbidden" else "invalid_value"
+        return Refused(f"the body is not JSON: {message}", code="invalid_json")
+    where, *parts = map(str, first["loc"])
+    field = ".".join(parts) or None
     if first["type"] == "extra_forbidden":
-        message = "not a field that is known here"
-    text = f"{field or first['loc'][0]}: {message}"
-    return JSONResponse(error_body(text, 400, code, field), 400)
-
-
-async def _http(request: Request, error: Exception) -> JSONResponse:
-    """What the framework refuses: an unknown path or method, a body that it cannot decode."""
-    assert isinstance(error, HTTPException)
-    text = f"{request.method} {request.url.path}: {error.detail}"
-    return JSONResponse(error_body(text, error.status_code), error.status_code, error.headers)
+        return Refused(f"{field} is no field that is known here", code="unknown_field", param=field)
+    return Refused(f"{field or where}: {message}", code="invalid_value", param=field)
 
 
 async def _fault(_: Request, __: Exception) -> JSONResponse:
