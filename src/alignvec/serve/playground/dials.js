@@ -125,7 +125,7 @@ function stagger() {
       left -= box.left; right -= box.left;
       const shift = left < 0 ? -left : right > width ? width - right : 0;
       let row = 0;
-      while (ends[row] > left + shift - 2) row++;
+      while (ends[row] > left + shift) row++;
       ends[row] = right + shift;
       button.style.translate = `calc(-50% + ${shift}px) 0`;
       button.style.top = `${row * button.offsetHeight}px`;

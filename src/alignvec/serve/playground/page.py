@@ -45,6 +45,8 @@ _COPY = """query => {
   navigator.clipboard?.writeText(url).catch(() => {});  // not over plain HTTP; it is shown too
   return url;
 }"""
+_STOPPED = """talk => ({turns: talk.turns.map(turn => ({...turn, answers: turn.answers.map(
+  one => one.state === "done" ? one : {...one, state: "done", note: one.note || "stopped"})}))})"""
 # A question that nothing answered comes back, before what was typed meanwhile.
 _GIVE_BACK = "(now, lost) => [[lost, now].filter(text => text?.trim()).join('\\n'), '']"
 
@@ -90,7 +92,7 @@ class _Page(Parts):
             [self.question.submit, self.send.click],
             self._send,
             [self.question, self.talk, self.dials, self.compare, *sampling],
-            [*told, self.talk, self.question, self.lost, self.send, self.stop],
+            [*told, self.talk, self.question, self.lost],
         )
         both = [self.question, self.lost]
         sent.then(None, both, both, js=_GIVE_BACK)
@@ -98,16 +100,11 @@ class _Page(Parts):
             [self.sweep_question.submit, self.sweep.click],
             self._run_sweep,
             [self.sweep_question, self.along, *span, self.dials, *sampling],
-            [*told, self.swept, self.sweep, self.sweep_stop],
+            [*told, self.swept],
         )
-        for stop, event, talk, send in (
-            (self.stop, sent, self.talk, self.send),
-            (self.sweep_stop, swept, self.swept, self.sweep),
-        ):
-            shown = [talk, send, stop]
-            stop.click(_stopped, talk, shown, cancels=[event], **quietly)
-        cleared = [self.talk, self.send, self.stop]
-        self.clear.click(lambda: _stopped({}), None, cleared, cancels=[sent], **quietly)
+        self.stop.click(None, self.talk, self.talk, js=_STOPPED, cancels=[sent])
+        self.sweep_stop.click(None, self.swept, self.swept, js=_STOPPED, cancels=[swept])
+        self.clear.click(None, None, self.talk, js="() => ({turns: []})", cancels=[sent])
         on(self.along.input, self._range, [self.along, self.dials], [*told, *span])
         on(self.load.click, self._load, chosen, [*profiles, self.dials])
         on(self.save.click, self._save, chosen, profiles)
@@ -196,10 +193,9 @@ class _Page(Parts):
             )
             for side in (_SIDES if compare else _SIDES[:1])
         ]
-        yield {self.question: "", **_running(self.send, self.stop, True)}
+        yield {self.question: ""}
         async for turn in self._asking(asked, columns, *sampling):
             yield {self.talk: Talk(turns=[*turns.turns, turn]).model_dump()}
-        yield _running(self.send, self.stop, False)
         if trouble := turn.failure:
             yield {self.talk: turns.model_dump(), self.lost: asked, **self._trouble(trouble)}
 
@@ -215,15 +211,14 @@ class _Page(Parts):
             raise AlignvecError("A sweep goes from a lower to a higher strength.")
         columns = [
             Column(
-                setting={**now.setting("left"), along: round(float(strength), 4) + 0.0},
+                place=f"{strength:g}".replace("-", "\N{MINUS SIGN}"),
+                setting={**now.setting("left"), along: strength},
                 messages=Talk().messages("", asked),
             )
-            for strength in np.linspace(low, high, POINTS)
+            for strength in (np.linspace(low, high, POINTS).round(4) + 0.0).tolist()
         ]
-        yield _running(self.sweep, self.sweep_stop, True)
         async for turn in self._asking(asked, columns, *sampling):
             yield {self.swept: Talk(turns=[turn]).model_dump()}
-        yield _running(self.sweep, self.sweep_stop, False)
         if trouble := turn.failure:
             yield {self.swept: Talk().model_dump(), **self._trouble(trouble)}
 
@@ -294,20 +289,6 @@ class _Page(Parts):
                 if in_numbers(profile["knobs"], told) == setting:
                     query = "?" + urlencode({"profile": name})
         yield {self.link: gr.Textbox(query, visible=True)}
-
-
-def _running(send: Any, stop: Any, running: bool) -> Update:
-    return {send: gr.Button(visible=not running), stop: gr.Button(visible=running)}
-
-
-def _stopped(talk: Any) -> tuple[Any, Any, Any]:
-    """The talk as far as it came."""
-    turns = Talk.model_validate(talk)
-    for turn in turns.turns:
-        for answer in turn.answers:
-            if answer.state != "done":
-                answer.state, answer.note = "done", answer.note or "stopped"
-    return turns.model_dump(), gr.Button(visible=True), gr.Button(visible=False)
 
 
 def _asked(question: Any) -> str:

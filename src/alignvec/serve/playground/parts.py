@@ -70,28 +70,30 @@ class Parts:
 
     def _chat(self) -> None:
         self.talk = _drawn("talk", Talk(), "Turn the knobs on one side, ask, and read both.")
-        with gr.Group(elem_classes="composer"):
+        with gr.Column(elem_classes="composer"):
             self.question = _question("Ask something", "question")
             with gr.Row(elem_classes="buttons"):
                 self.compare = gr.Checkbox(
                     True, label="Two columns", container=False, min_width=110, elem_id="compare"
                 )
                 self.clear = _small("New chat", elem_id="clear")
-                self.stop = _small("Stop", visible=False, elem_id="stop")
-                self.send = _small("Send", variant="primary", elem_id="send")
+                self.stop = _small("Stop", elem_classes="stop", elem_id="stop")
+                self.send = _small("Send", variant="primary", elem_classes="send", elem_id="send")
 
     def _sweep(self) -> None:
         self.swept = _drawn(
             "talk", Talk(), "One question along one knob; the others as on the left."
         )
-        with gr.Group(elem_classes="composer"):
+        with gr.Column(elem_classes="composer"):
             self.sweep_question = _question("One question, five strengths", "sweep-question")
             with gr.Row(elem_classes="buttons"):
                 self.along = gr.Dropdown(label="Knob", choices=[], min_width=110, elem_id="along")
                 self.low = gr.Number(-1, label="From", min_width=70, elem_id="low")
                 self.high = gr.Number(1, label="To", min_width=70, elem_id="high")
-                self.sweep_stop = _small("Stop", visible=False, elem_id="sweep-stop")
-                self.sweep = _small("Sweep", variant="primary", elem_id="sweep")
+                self.sweep_stop = _small("Stop", elem_classes="stop", elem_id="sweep-stop")
+                self.sweep = _small(
+                    "Sweep", variant="primary", elem_classes="send", elem_id="sweep"
+                )
 
 
 def _drawn(name: str, value: BaseModel, hint: str = "") -> Any:

@@ -28,6 +28,32 @@ _USED = re.compile(
 )
 
 
+# Contrasts of 4.5 to 1 and more, light and dark, where Gradio's own are below.
+_READABLE = {
+    "body_text_color_subdued": "*neutral_500",
+    "body_text_color_subdued_dark": "*neutral_400",
+    "block_info_text_color": "*neutral_500",
+    "block_info_text_color_dark": "*neutral_400",
+    "block_label_text_color": "*neutral_600",
+    "block_label_text_color_dark": "*neutral_300",
+    "block_title_text_color": "*neutral_600",
+    "block_title_text_color_dark": "*neutral_300",
+    "input_placeholder_color": "*neutral_500",
+    "input_placeholder_color_dark": "*neutral_400",
+    "button_primary_background_fill": "*primary_700",
+    "button_primary_background_fill_dark": "*primary_700",
+    "button_primary_background_fill_hover": "*primary_800",
+    "button_primary_background_fill_hover_dark": "*primary_600",
+    "button_primary_text_color": "white",
+    "button_primary_text_color_dark": "white",
+    "color_accent": "*primary_700",
+    "slider_color": "*primary_700",
+    "slider_color_dark": "*primary_500",
+    "checkbox_background_color_selected": "*primary_700",
+    "checkbox_background_color_selected_dark": "*primary_600",
+}
+
+
 class _OnlyUsed:
     """Gradio without the routes that the page does not use."""
 
@@ -60,7 +86,7 @@ def _options() -> dict[str, Any]:
             neutral_hue="stone",
             font=["system-ui", "sans-serif"],
             font_mono=["ui-monospace", "monospace"],
-        ),
+        ).set(**_READABLE),
         "css": (here / "page.css").read_text("utf-8"),
     }
 

@@ -53,6 +53,8 @@ function fill(node, said) {
   node.setAttribute("aria-busy", said.state !== "done");
 }
 
+let before = props.value.turns.length;
+
 function draw() {
   const near = innerHeight + scrollY > document.documentElement.scrollHeight - 160;
   const turns = props.value.turns;
@@ -65,8 +67,11 @@ function draw() {
       grow(answers, turn.answers, answer, fill);
     });
   root.dataset.empty = !turns.length;
-  const last = turns.at(-1)?.answers ?? [];
-  if (near && last.some(said => said.state !== "done")) scrollTo(0, document.documentElement.scrollHeight);
+  const runs = (turns.at(-1)?.answers ?? []).some(said => said.state !== "done");
+  element.closest(".tabitem").classList.toggle("running", runs); // which of Send and Stop is there
+  if (turns.length > before) root.lastElementChild.scrollIntoView({ block: "nearest" });
+  else if (near && runs) scrollTo(0, document.documentElement.scrollHeight);
+  before = turns.length;
 }
 
 watch("value", draw);

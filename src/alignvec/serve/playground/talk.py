@@ -83,7 +83,11 @@ class Column(BaseModel):
 
 
 async def ask(
-    client: Client, question: str, columns: Sequence[Column], sampling: Mapping[str, Any], key: str | None
+    client: Client,
+    question: str,
+    columns: Sequence[Column],
+    sampling: Mapping[str, Any],
+    key: str | None,
 ) -> AsyncIterator[Turn]:
     """Ask all columns at the same time; yields the turn as it grows. What fails says so in it."""
     turn = Turn(
