@@ -45,6 +45,7 @@ _COPY = """query => {
   navigator.clipboard?.writeText(url).catch(() => {});  // not over plain HTTP; it is shown too
   return url;
 }"""
+_SAME = "value => value"
 _STOPPED = """talk => ({turns: talk.turns.map(turn => ({...turn, answers: turn.answers.map(
   one => one.state === "done" ? one : {...one, state: "done", note: one.note || "stopped"})}))})"""
 # A question that nothing answered comes back, before what was typed meanwhile.
@@ -71,8 +72,8 @@ class _Page(Parts):
         # The page's own events are no API, and none greys it out.
         quietly: Any = {"show_progress": "hidden", "api_visibility": "private"}
         told = [self.status, self.retry, self.key]
-        chosen = [self.profile, self.dials, self.read, self.key]
-        profiles = [*told, self.profile, self.read]
+        profile = [self.name, self.dials, self.read, self.key]
+        profiles = [*told, self.saved, self.name, self.read]
         sampling = [self.temperature, self.seed, self.tokens, self.key]
         span = [self.low, self.high]
 
@@ -85,7 +86,7 @@ class _Page(Parts):
             [page.load, self.retry.click, self.key.submit],
             self._open,
             [self.query, self.dials, self.key],
-            [*profiles, self.heading, self.dials, self.along, *span],
+            [*profiles, self.heading, self.dials, self.along, self.knob, *span],
             js="(query, ...rest) => [window.location.search, ...rest]",
         )
         sent = on(
@@ -99,18 +100,24 @@ class _Page(Parts):
         swept = on(
             [self.sweep_question.submit, self.sweep.click],
             self._run_sweep,
-            [self.sweep_question, self.along, *span, self.dials, *sampling],
+            [self.sweep_question, self.knob, *span, self.dials, *sampling],
             [*told, self.swept],
         )
         self.stop.click(None, self.talk, self.talk, js=_STOPPED, cancels=[sent])
         self.sweep_stop.click(None, self.swept, self.swept, js=_STOPPED, cancels=[swept])
         self.clear.click(None, None, self.talk, js="() => ({turns: []})", cancels=[sent])
-        on(self.along.input, self._range, [self.along, self.dials], [*told, *span])
-        on(self.load.click, self._load, chosen, [*profiles, self.dials])
-        on(self.save.click, self._save, chosen, profiles)
-        on(self.delete.click, self._delete, chosen, profiles)
+        # The server checks what is chosen by its own list of choices, and none outlives it.
+        self.along.input(None, self.along, self.knob, js=_SAME).then(
+            self._telling(self._range), [self.knob, self.dials], [*told, *span], **quietly
+        )
+        self.saved.input(None, self.saved, self.name, js=_SAME).then(
+            self._telling(self._load), profile, [*profiles, self.dials], **quietly
+        )
+        on(self.load.click, self._load, profile, [*profiles, self.dials])
+        on([self.save.click, self.name.submit], self._save, profile, profiles)
+        on(self.delete.click, self._delete, profile, profiles)
         linked = on(
-            self.share.click, self._link, [self.profile, self.dials, self.key], [*told, self.link]
+            self.share.click, self._link, [self.name, self.dials, self.key], [*told, self.link]
         )
         linked.success(None, self.link, self.link, js=_COPY)
 
@@ -153,19 +160,17 @@ class _Page(Parts):
             now.left, now.right = before.left, before.right
         update: Update = {
             self.heading: heading(await self.client.model(key)),
-            self.profile: gr.Dropdown(choices=[one["name"] for one in saved]),
-            self.read: {one["name"]: one["etag"] for one in saved},
+            **self._kept({one["name"]: one["etag"] for one in saved}, ""),
         }
         if now.knobs and not before.knobs:
             names = [knob.name for knob in now.knobs]
-            update[self.along] = gr.Dropdown(choices=names, value=names[0])
+            update[self.along] = gr.Radio(choices=names, value=names[0])
+            update[self.knob] = names[0]
             update[self.low], update[self.high] = now.knobs[0].safe or (-1.0, 1.0)
             try:
                 profile, now.left = await self._linked(query, told, now.left, key)
                 if profile:
-                    update[self.profile] = gr.Dropdown(
-                        choices=[one["name"] for one in saved], value=profile
-                    )
+                    update |= self._kept(update[self.read], profile)
             except AlignvecError as error:
                 yield {self.status: alert(f"The link leads nowhere: {one_line(error)}")}
         yield {**update, self.dials: now.model_dump()}
@@ -248,7 +253,7 @@ class _Page(Parts):
         profile = await self.client.profile(name, key)
         setting = in_numbers(profile["knobs"], read_told(await self.client.knobs(key)))
         now = now.model_copy(update={now.side: setting})
-        yield {self.dials: now.model_dump(), self.read: {**read, name: profile["etag"]}}
+        yield {self.dials: now.model_dump(), **self._kept({**read, name: profile["etag"]}, name)}
 
     async def _save(self, name: Any, dials: Any, read: dict[str, str], key: str | None) -> Updates:
         now, name = Dials.model_validate(dials), _name(name)
@@ -261,21 +266,22 @@ class _Page(Parts):
                     "another name."
                 ) from trouble
             raise
-        read = {**read, name: etag}
-        yield {
-            self.read: read,
-            self.profile: gr.Dropdown(choices=sorted(read), value=name),
-            self.status: say(f"Saved as '{name}'."),
-        }
+        yield {**self._kept({**read, name: etag}, name), self.status: say(f"Saved as '{name}'.")}
 
     async def _delete(self, name: Any, _: Any, read: dict[str, str], key: str | None) -> Updates:
         name = _name(name)
         await self.client.delete(name, read.get(name), key)
         left = {other: etag for other, etag in read.items() if other != name}
-        yield {
-            self.read: left,
-            self.profile: gr.Dropdown(choices=sorted(left), value=None),
-            self.status: say(f"Deleted '{name}'."),
+        yield {**self._kept(left, ""), self.status: say(f"Deleted '{name}'.")}
+
+    def _kept(self, read: dict[str, str], name: str) -> Update:
+        """The profiles that there are, and the one that is chosen."""
+        names = sorted(read)
+        chosen = name if name in read else None
+        return {
+            self.read: read,
+            self.saved: gr.Radio(choices=names, value=chosen, visible=bool(names)),
+            self.name: name,
         }
 
     async def _link(self, name: Any, dials: Any, key: str | None) -> Updates:
@@ -297,7 +303,7 @@ def _asked(question: Any) -> str:
 
 def _name(name: Any) -> str:
     if not isinstance(name, str) or not name.strip():
-        raise AlignvecError("Choose a profile, or type the name of a new one.")
+        raise AlignvecError("Give the profile a name.")
     return name.strip()
 
 

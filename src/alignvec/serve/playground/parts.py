@@ -22,7 +22,8 @@ class Parts:
     def __init__(self) -> None:
         self.read = gr.State({})  # profile -> the ETag of the version that was read
         self.query = gr.Textbox(visible="hidden", container=False)
-        self.lost = gr.Textbox(visible="hidden", container=False)
+        self.lost = gr.Textbox(visible="hidden", container=False)  # what nothing answered
+        self.knob = gr.Textbox(visible="hidden", container=False)  # that is swept along
         self.heading = gr.HTML(heading(""), elem_id="heading")
         with gr.Row(elem_id="trouble"):
             self.status = gr.HTML("", elem_id="status")
@@ -47,14 +48,11 @@ class Parts:
     def _side(self) -> None:
         self.dials = _drawn("dials", Dials())
         with gr.Accordion("Profiles", open=False, elem_id="profiles"):
-            self.profile = gr.Dropdown(
-                label="Profile",
-                info="Choose one, or type a new name to save under.",
-                choices=[],
-                value=None,
-                allow_custom_value=True,
-                elem_id="profile",
-            )
+            self.saved = gr.Radio(
+                [], value=None, label="Saved", info="Choose one to load it.", visible=False,
+                elem_id="saved",
+            )  # fmt: skip
+            self.name = gr.Textbox(label="Name", max_lines=1, max_length=64, elem_id="name")
             with gr.Row(elem_classes="buttons"):
                 self.load = _small("Load", elem_id="load")
                 self.save = _small("Save", elem_id="save")
@@ -87,7 +85,7 @@ class Parts:
         with gr.Column(elem_classes="composer"):
             self.sweep_question = _question("One question, five strengths", "sweep-question")
             with gr.Row(elem_classes="buttons"):
-                self.along = gr.Dropdown(label="Knob", choices=[], min_width=110, elem_id="along")
+                self.along = gr.Radio([], value=None, label="Knob", elem_id="along")
                 self.low = gr.Number(-1, label="From", min_width=70, elem_id="low")
                 self.high = gr.Number(1, label="To", min_width=70, elem_id="high")
                 self.sweep_stop = _small("Stop", elem_classes="stop", elem_id="sweep-stop")
