@@ -23,11 +23,13 @@ _MEANING = {
     400: "What is asked for is wrong; `param` names the field.",
     401: "No key, or none that is known.",
     404: "There is none of that name.",
+    408: "The body did not come in time.",
     412: "Somebody else changed it meanwhile.",
     413: "The body is longer than the server reads.",
     428: "It is there already; If-Match has to say which version is replaced.",
     429: "The server is full; Retry-After says when to come again.",
     500: "A fault of the server; its log says what.",
+    504: "The answer was not there in time.",
     503: "The server is going down, or is not ready yet.",
 }
 
@@ -109,20 +111,46 @@ async def _refused(_: Request, error: Exception) -> JSONResponse:
 
 
 async def _invalid(_: Request, error: Exception) -> JSONResponse:
-    """The first field that does not fit."""
+    """The field that does not fit: of a union, in the branch that came furthest."""
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    message = str(first["msg"]).removeprefix("Value error, ")
-    if first["type"] == "json_invalid":
-        return JSONResponse(
-            error_body(f"the body is not JSON: {message}", 400, "invalid_json"), 400
-        )
-    field = ".".join(str(part) for part in first["loc"][1:]) or None  # the first says where it was
-    code = "unknown_field" if first["type"] == "extra_forbidden" else "invalid_value"
+    found = error.errors()
+    if found[0]["type"] == "json_invalid":
+        text = f"the body is not JSON: {found[0]['msg']}"
+        return JSONResponse(error_body(text, 400, "invalid_json"), 400)
+    paths = [_path(one, error.body) for one in found]
+    furthest = max(range(len(found)), key=lambda number: len(paths[number]))
+    first, field = found[furthest], _written(paths[furthest])
+    message, code = str(first["msg"]).removeprefix("Value error, "), "invalid_value"
     if first["type"] == "extra_forbidden":
-        message = "not a field that is known here"
+        message, code = "not a parameter that is known here", "unknown_parameter"
+    elif first["type"] == "literal_error":
+        message, code = f"{first['input']!r} is not supported; {message}", "unsupported_value"
+    elif first["type"] == "missing":
+        code = "missing_required_parameter"
     text = f"{field or first['loc'][0]}: {message}"
     return JSONResponse(error_body(text, 400, code, field), 400)
+
+
+def _path(error: Mapping[str, Any], body: Any) -> list[str | int]:
+    """Where an error is, without pydantic's names for the branches of a union."""
+    where, *path = error["loc"]
+    if where != "body":
+        return list(path)
+    found: list[str | int] = []
+    for number, part in enumerate(path):
+        inside = isinstance(body, Mapping) and part in body
+        if inside or (isinstance(body, list) and isinstance(part, int) and part < len(body)):
+            body = body[part]
+        elif number < len(path) - 1 or error["type"] != "missing":
+            continue
+        found.append(part)
+    return found
+
+
+def _written(path: list[str | int]) -> str | None:
+    """As OpenAI writes it: `messages[0].content`."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return text.removeprefix(".") or None
 
 
 async def _http(request: Request, error: Exception) -> JSONResponse:
