@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from alignvec.cli.inputs import knob_model
-from alignvec.cli.options import AnyBase, BaseArgument, Device, Dtype, Vectors
+from alignvec.cli.options import STATE, AnyBase, BaseArgument, Device, Dtype, StateFile, Vectors
 from alignvec.errors import AlignvecError
 
 app = typer.Typer()
@@ -41,9 +41,7 @@ def serve(
     name: Annotated[
         str | None, typer.Option(help="Of the model, for clients. Default: the base's.")
     ] = None,
-    state: Annotated[
-        Path, typer.Option(metavar="FILE", help="Profiles and keys, in SQLite.")
-    ] = Path("alignvec-serve.sqlite"),
+    state: StateFile = STATE,
     max_rows: Annotated[
         int, typer.Option(min=1, help="Answers that are written side by side.")
     ] = 32,

@@ -8,17 +8,19 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Literal
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
+from alignvec.errors import AlignvecError
 from alignvec.serve.access import Record
 from alignvec.serve.body import BodyLimit
 from alignvec.serve.dial import Dial
 from alignvec.serve.endpoints import Endpoints, Limits
-from alignvec.serve.engine import Engine
-from alignvec.serve.errors import Refused, install, responses
+from alignvec.serve.engine import Busy, Engine, Stopped
+from alignvec.serve.errors import Refused, answer, install, responses
+from alignvec.serve.generation import refusal
 from alignvec.serve.metrics import CONTENT_TYPE, Metrics
 from alignvec.serve.profiles import Profiles
 from alignvec.serve.routes import knob_routes
@@ -82,6 +84,8 @@ def application(
     )
     app.state.ready = False
     install(app)
+    for kind in (Busy, Stopped):
+        app.add_exception_handler(kind, _engine_refuses)
     metrics = Metrics(engine)
     app.include_router(Endpoints(engine, dial, metrics, limits, log_prompts).router())
     app.include_router(knob_routes(dial, profiles, engine))
@@ -118,3 +122,8 @@ def application(
         )
     app.add_middleware(Record, metrics=metrics)
     return app
+
+
+async def _engine_refuses(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, AlignvecError)
+    return await answer(request, refusal(error))

@@ -21,7 +21,8 @@ from alignvec.base.messages import Conversation
 from alignvec.serve.engine import Piece, TokenLogprob
 from alignvec.serve.errors import Refused
 from alignvec.serve.parameters import Asked, Text
-from alignvec.serve.replies import Reply, Told, likelihood
+from alignvec.serve.replies import Reply, likelihood
+from alignvec.serve.routes import Turning
 
 _SILENT = ("refusal", "annotations", "audio", "function_call", "tool_calls", "name")
 
@@ -136,7 +137,7 @@ class ChatRequest(Asked):
 class ChatAnswer(ChatCompletion):
     """OpenAI's, and which setting answered."""
 
-    alignvec: Told
+    alignvec: Turning
 
 
 class ChatReply(Reply):
@@ -165,7 +166,7 @@ class ChatReply(Reply):
             if self._logprobs and piece.logprobs
             else None
         )
-        extra = self._alignvec if piece.finish else {}
+        extra: dict[str, Any] = self._alignvec if piece.finish else {}
         return self._chunk(index, delta, logprobs, piece.finish, extra)
 
     def last(self) -> BaseModel:
@@ -217,9 +218,12 @@ class ChatReply(Reply):
             logprobs=logprobs,
             finish_reason=finish,  # type: ignore[arg-type]
         )
-        usage = {"usage": None} if self._tells_usage else {}
         return ChatCompletionChunk(
-            object="chat.completion.chunk", choices=[choice], **self._base, **usage, **extra
+            object="chat.completion.chunk",
+            choices=[choice],
+            **self._base,
+            **self._no_usage,
+            **extra,
         )
 
 

@@ -13,7 +13,8 @@ from pydantic import BaseModel, Field, model_validator
 from alignvec.serve.engine import Piece, TokenLogprob
 from alignvec.serve.errors import Refused
 from alignvec.serve.parameters import MOST_ANSWERS, Asked, Text
-from alignvec.serve.replies import Reply, Told, likelihood
+from alignvec.serve.replies import Reply, likelihood
+from alignvec.serve.routes import Turning
 
 _Token = Annotated[int, Field(ge=0)]
 _Tokens = Annotated[list[_Token], Field(min_length=1)]
@@ -66,14 +67,14 @@ class CompletionRequest(Asked):
         if isinstance(self.prompt, str):
             return [self.prompt]
         if isinstance(self.prompt[0], int):
-            return [self.prompt]  # type: ignore[list-item]
-        return list(self.prompt)  # type: ignore[arg-type]
+            return [self.prompt]
+        return list(self.prompt)
 
 
 class CompletionAnswer(Completion):
     """OpenAI's, and which setting answered."""
 
-    alignvec: Told
+    alignvec: Turning
 
 
 class CompletionReply(Reply):
@@ -93,9 +94,8 @@ class CompletionReply(Reply):
         """What a step gave to answer `index`."""
         extra = self._alignvec if piece.finish or not self.answers[index].text else {}
         choice = self._choice(index, piece.text, piece.logprobs, piece.finish)
-        usage = {"usage": None} if self._tells_usage else {}
         return Completion(
-            object="text_completion", choices=[choice], **self._base, **usage, **extra
+            object="text_completion", choices=[choice], **self._base, **self._no_usage, **extra
         )
 
     def last(self) -> BaseModel:

@@ -6,12 +6,13 @@ its log alone says what.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
@@ -98,37 +99,54 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def install(app: FastAPI) -> None:
     """Have an application answer every failure with an `ErrorBody`, and none with a trace."""
-    app.add_exception_handler(Refused, _refused)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http)
+    for kind in (Refused, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, answer)
     app.add_exception_handler(Exception, _fault)
 
 
-async def _refused(_: Request, error: Exception) -> JSONResponse:
+class Route(APIRoute):
+    """A route whose refusals are an `ErrorBody` in an application that has its own, too."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def told(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except (Refused, RequestValidationError, HTTPException) as error:
+                return await answer(request, error)
+
+        return told
+
+
+async def answer(request: Request, error: Exception) -> JSONResponse:
+    """What is refused, as a response."""
+    if isinstance(error, RequestValidationError):
+        error = _invalid(error)
+    if isinstance(error, HTTPException):  # an unknown path or method, a body in no known code
+        text = f"{request.method} {request.url.path}: {error.detail}"
+        error = Refused(text, error.status_code, headers=error.headers)
     assert isinstance(error, Refused)
     body = error_body(str(error), error.status, error.code, error.param)
     return JSONResponse(body, error.status, error.headers)
 
 
-async def _invalid(_: Request, error: Exception) -> JSONResponse:
+def _invalid(error: RequestValidationError) -> Refused:
     """The field that does not fit: of a union, in the branch that came furthest."""
-    assert isinstance(error, RequestValidationError)
     found = error.errors()
     if found[0]["type"] == "json_invalid":
-        text = f"the body is not JSON: {found[0]['msg']}"
-        return JSONResponse(error_body(text, 400, "invalid_json"), 400)
+        return Refused(f"the body is not JSON: {found[0]['msg']}", code="invalid_json")
     paths = [_path(one, error.body) for one in found]
     furthest = max(range(len(found)), key=lambda number: len(paths[number]))
     first, field = found[furthest], _written(paths[furthest])
     message, code = str(first["msg"]).removeprefix("Value error, "), "invalid_value"
     if first["type"] == "extra_forbidden":
-        message, code = "not a parameter that is known here", "unknown_parameter"
+        message, code = "not a field that is known here", "unknown_parameter"
     elif first["type"] == "literal_error":
         message, code = f"{first['input']!r} is not supported; {message}", "unsupported_value"
     elif first["type"] == "missing":
         code = "missing_required_parameter"
-    text = f"{field or first['loc'][0]}: {message}"
-    return JSONResponse(error_body(text, 400, code, field), 400)
+    return Refused(f"{field or first['loc'][0]}: {message}", code=code, param=field)
 
 
 def _path(error: Mapping[str, Any], body: Any) -> list[str | int]:
@@ -151,13 +169,6 @@ def _written(path: list[str | int]) -> str | None:
     """As OpenAI writes it: `messages[0].content`."""
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     return text.removeprefix(".") or None
-
-
-async def _http(request: Request, error: Exception) -> JSONResponse:
-    """What the framework refuses: an unknown path or method, a body that it cannot decode."""
-    assert isinstance(error, HTTPException)
-    text = f"{request.method} {request.url.path}: {error.detail}"
-    return JSONResponse(error_body(text, error.status_code), error.status_code, error.headers)
 
 
 async def _fault(_: Request, __: Exception) -> JSONResponse:

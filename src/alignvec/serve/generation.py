@@ -48,21 +48,22 @@ async def pieces(engine: Engine, requests: Sequence[Request], seconds: float) ->
                     504,
                     "timeout",
                 ) from None
-            except Busy as error:
-                wait = str(max(1, math.ceil(error.retry_after)))
-                raise Refused(
-                    f"the server is full; come again in {wait} s",
-                    429,
-                    "rate_limit_exceeded",
-                    headers={"Retry-After": wait},
-                ) from error
-            except Stopped as error:
-                raise Refused("the server is going down", 503, "server_stopping") from error
             except AlignvecError as error:
-                raise Refused(str(error), code="invalid_value") from error
+                raise refusal(error) from error
             if got is None:
                 return
             yield got
+
+
+def refusal(error: AlignvecError) -> Refused:
+    """What the engine says, as clients are told."""
+    if isinstance(error, Busy):
+        wait = str(max(1, math.ceil(error.retry_after)))
+        text, headers = f"the server is full; come again in {wait} s", {"Retry-After": wait}
+        return Refused(text, 429, "rate_limit_exceeded", headers=headers)
+    if isinstance(error, Stopped):
+        return Refused("the server is going down", 503, "server_stopping")
+    return Refused(str(error), code="invalid_value")
 
 
 async def _merged(engine: Engine, requests: Sequence[Request]) -> Pieces:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
@@ -41,7 +42,7 @@ class Metrics:
         )
         for name, about in (("running", "Answers being written."), ("waiting", "Answers waiting.")):
             gauge = Gauge(f"alignvec_{name}", about, registry=registry)
-            gauge.set_function(lambda name=name: getattr(engine, name))
+            gauge.set_function(partial(getattr, engine, name))
 
     def text(self) -> bytes:
         """As Prometheus reads it."""

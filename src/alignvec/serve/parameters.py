@@ -14,12 +14,12 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    WithJsonSchema,
     model_validator,
 )
 
 from alignvec.serve.engine import Sampling
 from alignvec.serve.errors import Refused
+from alignvec.serve.routes import MaybeKnobs, ProfileName
 
 MOST_ANSWERS = 128  # of one request, as OpenAI has it
 
@@ -35,32 +35,6 @@ def _whole(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_whole)]
 _StopString = Annotated[Text, Field(min_length=1)]
-# Read by `Dial`, which says what is known.
-Knobs = Annotated[
-    Any,
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {
-                    "type": "object",
-                    "additionalProperties": {"anyOf": [{"type": "number"}, {"type": "string"}]},
-                },
-                {"type": "null"},
-            ],
-            "description": "Knob -> strength: a number, a level, a share as 80%, or a position as "
-            "7/10. What is not named stays at the profile's, or else the server's default.",
-        }
-    ),
-]
-ProfileName = Annotated[
-    Any,
-    WithJsonSchema(
-        {
-            "anyOf": [{"type": "string"}, {"type": "null"}],
-            "description": "A setting that is kept under a name.",
-        }
-    ),
-]
 
 
 class _Strict(BaseModel):
@@ -106,7 +80,7 @@ class Asked(_Strict):
         | None
     ) = Field(default=None, description="Token id -> what is added to its logit.")
     user: Text | None = Field(default=None, description="Changes nothing.")
-    knobs: Knobs = None
+    knobs: MaybeKnobs = None
     profile: ProfileName = None
 
     @model_validator(mode="before")

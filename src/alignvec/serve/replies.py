@@ -17,15 +17,6 @@ from alignvec.serve.engine import Piece, TokenLogprob
 _LEAST = -9999.0  # what OpenAI has for a token that is not likely at all
 
 
-class Told(BaseModel):
-    """Which setting answered: `Turned` as the OpenAPI document has it."""
-
-    knobs: dict[str, float]
-    profile: str | None
-    domain: str | None
-    beyond_safe: list[str]
-
-
 @dataclass
 class Answer:
     """One of a request's answers, as far as it has come."""
@@ -74,9 +65,11 @@ class Reply(ABC):
             "model": model,
             "system_fingerprint": fingerprint,
         }
-        self._alignvec = {"alignvec": turned}
+        self._alignvec: dict[str, Any] = {"alignvec": turned}
         self._prompt_tokens = prompt_tokens
         self._tells_usage = tells_usage
+        # Of a chunk before the last: there, but not known.
+        self._no_usage: dict[str, Any] = {"usage": None} if tells_usage else {}
         self._logprobs = logprobs
 
     @abstractmethod
