@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import uvicorn
 from fastapi import FastAPI
 from starlette._utils import get_route_path
-from starlette.middleware import Middleware
-from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.routing import Match, Mount
+from starlette.types import Scope
 
-from alignvec.errors import AlignvecError
+from alignvec.serve.errors import install
 from alignvec.serve.playground.client import Client
 from alignvec.serve.playground.page import build
+from alignvec.serve.process import address_of, bound, url_of
+from alignvec.serve.security import Access, Guard, is_local
 
 # All of Gradio that the page uses. What is not here, above all what reads or takes files or
 # fetches addresses (/gradio_api/file=, /upload, /proxy=, ...), is not there.
 _USED = re.compile(
     r"/|/config|/theme\.css|/favicon\.ico|/manifest\.json|/(assets|static|svelte)/.*"
-    r"|/gradio_api/(queue/(join|data)|heartbeat/\w+|cancel|reset|startup-events)"
+    r"|/gradio_api/(queue/(join|data)|heartbeat/\w+|cancel|startup-events)"
 )
-
+_END = 2  # seconds that open pages have when the server stops
 
 # Contrasts of 4.5 to 1 and more, light and dark, where Gradio's own are below.
 _READABLE = {
@@ -54,51 +57,51 @@ _READABLE = {
 }
 
 
-class _OnlyUsed:
-    """Gradio without the routes that the page does not use."""
+class _OnlyUsed(Mount):
+    """Gradio without the routes that the page does not use: those are the application's to refuse."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not _USED.fullmatch(get_route_path(scope)):
-            await PlainTextResponse("not found", 404)(scope, receive, send)
-        elif scope["type"] != "websocket":
-            await self._app(scope, receive, send)
-
-
-def _options() -> dict[str, Any]:
-    """Nothing leaves the machine: no fonts, scripts or numbers from or to elsewhere."""
-    here = Path(__file__).parent
-    return {
-        "app_kwargs": {"middleware": [Middleware(_OnlyUsed)]},
-        "allowed_paths": [],
-        "ssr_mode": False,
-        "mcp_server": False,
-        "enable_monitoring": False,
-        "run_history": False,  # several people may sit at one browser
-        "footer_links": [],
-        "pwa": False,
-        "show_error": False,
-        "max_file_size": 1,
-        "theme": gr.themes.Base(
-            primary_hue="teal",
-            neutral_hue="stone",
-            font=["system-ui", "sans-serif"],
-            font_mono=["ui-monospace", "monospace"],
-        ).set(**_READABLE),
-        "css": (here / "page.css").read_text("utf-8"),
-    }
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        if scope["type"] == "http" and _USED.fullmatch(get_route_path(scope)):
+            return super().matches(scope)
+        return Match.NONE, {}
 
 
 def mount(app: FastAPI, url: str, key: str | None = None) -> None:
     """Put the page at `/` of an application, below whatever is there already.
 
+    Nothing leaves the machine: no fonts, scripts or counts come from or go elsewhere.
+
     Args:
-        url: where that application is reached from its own machine.
+        url: of the server whose knobs it turns; perhaps this application's own.
         key: for those who give none.
+
+    Raises:
+        AlignvecError: it is no URL.
     """
-    gr.mount_gradio_app(app, build(Client(url, key)), path="/", **_options())
+    theme = gr.themes.Base(
+        primary_hue="teal",
+        neutral_hue="stone",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    )
+    gr.mount_gradio_app(
+        app,
+        build(Client(url, key)),
+        path="/",
+        allowed_paths=[],
+        max_file_size=1,
+        ssr_mode=False,
+        mcp_server=False,
+        enable_monitoring=False,
+        run_history=False,  # several people may sit at one browser
+        footer_links=[],
+        pwa=False,
+        show_error=False,
+        theme=theme.set(**_READABLE),
+        css=Path(__file__).with_name("page.css").read_text("utf-8"),
+    )
+    whole: Any = app.router.routes.pop()
+    app.router.routes.append(_OnlyUsed("/", whole.app))
 
 
 @contextmanager
@@ -107,36 +110,26 @@ def serving(url: str, host: str, port: int, key: str | None = None) -> Iterator[
 
     Args:
         url: of the server, which may be started later.
+        port: 0 is any that is free.
         key: for those who give none.
 
     Raises:
         AlignvecError: the URL is none, the port is taken, or the host is not this machine's.
     """
-    page = build(Client(url, key))
-    _check_free(host, port)
-    _, address, _ = page.launch(
-        server_name=host,
-        server_port=port,
-        prevent_thread_lock=True,
-        quiet=True,
-        share=False,
-        inbrowser=False,
-        **_options(),
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    install(app)
+    mount(app, url, key)
+    local = is_local(address_of(host, port)[1][0])
+    app.add_middleware(Guard, access=Access(), local=local, host=host)
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=_END
     )
-    try:
-        yield address
-    finally:
-        page.close(verbose=False)
-
-
-def _check_free(host: str, port: int) -> None:
-    try:
-        family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as trial:
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            trial.bind(address)
-    except OSError as error:
-        raise AlignvecError(
-            f"cannot serve on {host}, port {port}: {error.strerror}; choose others with --host "
-            "and --port"
-        ) from error
+    server = uvicorn.Server(config)
+    with bound(host, port) as found:
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[found])))
+        thread.start()
+        try:
+            yield url_of(found)
+        finally:
+            server.should_exit = True
+            thread.join()
