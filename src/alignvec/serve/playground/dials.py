@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from alignvec.errors import AlignvecError, check_known
 from alignvec.knobs.calibration import Calibration
-from alignvec.knobs.setting import parse_pairs
+from alignvec.knobs.setting import parse_strength, parse_written
 
 _BEYOND = 0.15  # of the span of what is known, that a slider goes on at both ends
 _UNKNOWN = (-2.0, 2.0)  # the reach of a knob that nothing is known of
@@ -84,19 +84,16 @@ class Told(BaseModel):
         Raises:
             AlignvecError: there is none.
         """
-        if isinstance(wanted, str):
-            try:
-                return float(wanted)
-            except ValueError:
-                if not self.levels:
-                    Calibration.read(self.name, None)  # says that there are no units
+        wanted = parse_strength(wanted) if isinstance(wanted, str) else wanted
+        if not isinstance(wanted, str):
+            return wanted
         curves = self.calibration or {}
         stored = {"levels": self.levels, "safe": self.safe or _UNKNOWN} | {
             name: curves[name] for name in ("strengths", "top", "position") if name in curves
         }
-        if isinstance(wanted, str):
-            return Calibration.read(self.name, stored).strength(self.name, wanted)
-        return float(wanted)
+        return Calibration.read(self.name, stored if self.levels else None).strength(
+            self.name, wanted
+        )
 
 
 def read_told(knobs: list[dict[str, Any]]) -> list[Told]:
@@ -130,9 +127,7 @@ def read_link(query: str) -> tuple[str | None, dict[str, float | str] | None]:
     fields = parse_qs(query.lstrip("?"), max_num_fields=20) if len(query) < 4000 else {}
     profile = fields.get("profile", [None])[0]
     written = fields.get("knobs", [""])[0]
-    # Not `parse_setting`: it would read the file that an @ names.
-    form = "KNOB=STRENGTH, as in medical=0.7"
-    return profile, dict(parse_pairs(written, "setting", form)) if written else None
+    return profile, parse_written(written) if written else None
 
 
 def link(setting: Mapping[str, float]) -> str:

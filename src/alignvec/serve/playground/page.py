@@ -46,8 +46,6 @@ _COPY = """query => {
   return url;
 }"""
 _SAME = "value => value"
-_STOPPED = """talk => ({turns: talk.turns.map(turn => ({...turn, answers: turn.answers.map(
-  one => one.state === "done" ? one : {...one, state: "done", note: one.note || "stopped"})}))})"""
 # A question that nothing answered comes back, before what was typed meanwhile.
 _GIVE_BACK = "(now, lost) => [[lost, now].filter(text => text?.trim()).join('\\n'), '']"
 
@@ -103,8 +101,9 @@ class _Page(Parts):
             [self.sweep_question, self.knob, *span, self.dials, *sampling],
             [*told, self.swept],
         )
-        self.stop.click(None, self.talk, self.talk, js=_STOPPED, cancels=[sent])
-        self.sweep_stop.click(None, self.swept, self.swept, js=_STOPPED, cancels=[swept])
+        # That it was stopped, talk.js shows: what was on its way may still come.
+        self.stop.click(None, cancels=[sent])
+        self.sweep_stop.click(None, cancels=[swept])
         self.clear.click(None, None, self.talk, js="() => ({turns: []})", cancels=[sent])
         # The server checks what is chosen by its own list of choices, and none outlives it.
         self.along.input(None, self.along, self.knob, js=_SAME).then(
@@ -156,12 +155,13 @@ class _Page(Parts):
         saved = await self.client.profiles(key)
         now = Dials(knobs=[knob.knob() for knob in told], side=before.side)
         now.left = {knob.name: knob.default for knob in told}
-        if before.knobs:
-            now.left, now.right = before.left, before.right
         update: Update = {
             self.heading: heading(await self.client.model(key)),
             **self._kept({one["name"]: one["etag"] for one in saved}, ""),
         }
+        if before.knobs:
+            now.left, now.right = before.left, before.right
+            del update[self.name]
         if now.knobs and not before.knobs:
             names = [knob.name for knob in now.knobs]
             update[self.along] = gr.Radio(choices=names, value=names[0])

@@ -27,7 +27,7 @@ from alignvec.serve.security import Access, Guard, is_local
 # fetches addresses (/gradio_api/file=, /upload, /proxy=, ...), is not there.
 _USED = re.compile(
     r"/|/config|/theme\.css|/favicon\.ico|/manifest\.json|/(assets|static|svelte)/.*"
-    r"|/gradio_api/(queue/(join|data)|heartbeat/\w+|cancel|startup-events)"
+    r"|/gradio_api/(queue/(join|data)|heartbeat/\w+|cancel|reset|startup-events)"
 )
 _END = 2  # seconds that open pages have when the server stops
 
@@ -58,7 +58,7 @@ _READABLE = {
 
 
 class _OnlyUsed(Mount):
-    """Gradio without the routes that the page does not use: those are the application's to refuse."""
+    """Gradio without the routes that the page does not use; the application refuses those."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         if scope["type"] == "http" and _USED.fullmatch(get_route_path(scope)):

@@ -53,12 +53,19 @@ function fill(node, said) {
   node.setAttribute("aria-busy", said.state !== "done");
 }
 
+const tab = element.closest(".tabitem");
+let stopped = false; // the last turn; what was on its way then may still come
 let before = props.value.turns.length;
 
 function draw() {
   const near = innerHeight + scrollY > document.documentElement.scrollHeight - 160;
   const turns = props.value.turns;
-  grow(root, turns, () => make("section", "turn", make("p", "question"), make("div", "answers")),
+  if (turns.length !== before) stopped = false;
+  const over = answer => answer.state === "done" ? answer
+    : { ...answer, state: "done", note: answer.note || "stopped" };
+  const shown = turns.map((turn, index) => index === turns.length - 1 && !stopped ? turn
+    : { ...turn, answers: turn.answers.map(over) });
+  grow(root, shown, () => make("section", "turn", make("p", "question"), make("div", "answers")),
     (node, turn) => {
       const [question, answers] = node.children;
       question.dir = "auto";
@@ -67,12 +74,15 @@ function draw() {
       grow(answers, turn.answers, answer, fill);
     });
   root.dataset.empty = !turns.length;
-  const runs = (turns.at(-1)?.answers ?? []).some(said => said.state !== "done");
-  element.closest(".tabitem").classList.toggle("running", runs); // which of Send and Stop is there
+  const runs = (shown.at(-1)?.answers ?? []).some(said => said.state !== "done");
+  tab.classList.toggle("running", runs); // which of Send and Stop is there
   if (turns.length > before) root.lastElementChild.scrollIntoView({ block: "nearest" });
   else if (near && runs) scrollTo(0, document.documentElement.scrollHeight);
   before = turns.length;
 }
 
+tab.addEventListener("click", event => {
+  if (event.target.closest(".stop")) { stopped = true; draw(); }
+});
 watch("value", draw);
 draw();
