@@ -17,6 +17,7 @@ from alignvec.cli import (
     demo,
     evaluate,
     generate,
+    keys,
     quality,
     reproduce,
     route,
@@ -44,7 +45,7 @@ data = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-for step in (align, vector, generate, evaluate, search, route, reproduce, demo):
+for step in (align, vector, generate, evaluate, search, route, reproduce, keys, demo):
     app.add_typer(step.app)
 for step in (synthesis, annotation, quality):
     data.add_typer(step.app)
