@@ -35,7 +35,12 @@ from alignvec.serve.replies import Reply
 
 Result = TypeVar("Result")
 
-_STREAM = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+_EVENT = {  # how documents see one
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
+_STREAM = {"content": {"text/event-stream": {"schema": _EVENT}}}
 _MAY_FAIL = responses(400, 401, 404, 408, 413, 429, 500, 503, 504)
 
 

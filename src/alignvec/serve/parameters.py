@@ -89,10 +89,10 @@ class Asked(_Strict):
         """Refuse a field that is not taken, by its name; null asks for nothing."""
         if not isinstance(body, dict):
             return body
-        for name in body.keys() - cls.model_fields.keys():
+        for name in body:
+            if name in cls.model_fields or (name in cls.openai_has and body[name] is None):
+                continue
             if name in cls.openai_has:
-                if body[name] is None:
-                    continue
                 raise Refused(
                     f"'{name}' is not supported by this server; leave it out",
                     code="unsupported_parameter",
