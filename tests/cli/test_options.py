@@ -51,6 +51,7 @@ CALLS = {
     "calibrate": "base --vector k=units --data tea.jsonl --steps 3 --answers 0",
     "route": "base --data two.jsonl --reads text -o NEW",
     "demo": "--out NEW",
+    "playground": "--url http://127.0.0.1:9 --port 7870",
     "reproduce": "--model base --part leak --dry-run -o NEW",
     "keys add": "ci --state NEW",
     "keys list": "--state state.sqlite",
@@ -123,6 +124,7 @@ def here(place, tmp_path, monkeypatch):
 
     monkeypatch.setattr("alignvec.base.source._embedded_gguf", missing)
     monkeypatch.setattr("alignvec.cli.annotation._serve", lambda *_: None)
+    monkeypatch.setattr("alignvec.cli.playground._serve", lambda *_: None)
     monkeypatch.setattr("alignvec.reproduce.run.run", lambda *_: None)  # hours
     monkeypatch.setattr("alignvec.data.synthesis.endpoint.Endpoint", lambda *_: missing())
     return tmp_path, place
