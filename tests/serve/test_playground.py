@@ -1,13 +1,8 @@
-"""The playground as people use it: in a headless browser, before a server on a tiny model.
-
-`ALIGNVEC_FIGURES=docs/figures` keeps screenshots there.
-"""
+"""The playground as people use it: in a headless browser, before a server on a tiny model."""
 
 import asyncio
-import os
 import re
 from contextlib import ExitStack
-from pathlib import Path
 
 import httpx
 import pytest
@@ -104,10 +99,6 @@ class Person:
             for one in self.all(".answer[data-state=done]")
             if one.is_displayed()
         ]
-
-    def keep(self, name):
-        if folder := os.environ.get("ALIGNVEC_FIGURES"):
-            self.driver.save_screenshot(str(Path(folder) / name))
 
 
 PARTS = ("setting", "text", "note")

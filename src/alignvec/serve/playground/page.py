@@ -9,7 +9,7 @@ and none can be a file.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
 from functools import wraps
 from typing import Any
@@ -31,14 +31,14 @@ from alignvec.serve.playground.dials import (
     read_told,
 )
 from alignvec.serve.playground.parts import LONGEST, MOST_TOKENS, Parts, alert, heading, say
-from alignvec.serve.playground.talk import Column, Talk, ask
+from alignvec.serve.playground.talk import Column, Talk, Turn, ask
 
 POINTS = 5  # of a sweep
 _SIDES: tuple[Side, ...] = ("left", "right")
 _AT_ONCE, _WAITING = 64, 256  # events of one kind that run, and all that may wait
 
 Update = dict[Any, Any]  # part of the page -> what it becomes
-Updates = AsyncIterator[Update]
+Updates = AsyncGenerator[Update, None]
 
 _COPY = """query => {
   const url = window.location.origin + window.location.pathname + query;
@@ -58,7 +58,7 @@ def build(client: Client) -> Any:
     return page
 
 
-class _WithoutFiles(gr.Blocks):  # type: ignore[misc]
+class _WithoutFiles(gr.Blocks):
     """Gradio takes any value of any part that looks so for a file, and copies or fetches it."""
 
     async def preprocess_data(
@@ -146,7 +146,7 @@ class _Page(Parts):
         async def telling(*given: Any) -> Updates:
             yield {self.status: "", self.retry: gr.Button(visible=False)}
             try:
-                async with aclosing(act(*given)) as updates:  # type: ignore[type-var]
+                async with aclosing(act(*given)) as updates:
                     async for update in updates:
                         yield update
             except AlignvecError as error:
@@ -256,7 +256,7 @@ class _Page(Parts):
         seed: Any,
         tokens: Any,
         key: str | None,
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncGenerator[Turn, None]:
         sampling = {
             "model": model,
             "temperature": min(max(temperature, 0), 2) if _is_number(temperature) else 0,

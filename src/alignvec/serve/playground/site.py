@@ -13,7 +13,6 @@ from typing import Any
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI
-from starlette._utils import get_route_path
 from starlette.routing import Match, Mount
 from starlette.types import Scope
 
@@ -61,9 +60,9 @@ class _OnlyUsed(Mount):
     """Gradio without the routes that the page does not use; the application refuses those."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        if scope["type"] == "http" and _USED.fullmatch(get_route_path(scope)):
-            return super().matches(scope)
-        return Match.NONE, {}
+        match, inside = super().matches(scope)
+        path = "/" + inside.get("path_params", {}).get("path", "")
+        return (match, inside) if _USED.fullmatch(path) else (Match.NONE, {})
 
 
 def mount(app: FastAPI, url: str, key: str | None = None) -> None:

@@ -6,7 +6,7 @@ The page keeps the whole talk and sends it with each question; the server of the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from time import monotonic
 from typing import Any, Literal
@@ -88,7 +88,7 @@ async def ask(
     columns: Sequence[Column],
     sampling: Mapping[str, Any],
     key: str | None,
-) -> AsyncIterator[Turn]:
+) -> AsyncGenerator[Turn, None]:
     """Ask all columns at the same time; yields the turn as it grows. What fails says so in it."""
     turn = Turn(
         question=question,
