@@ -60,9 +60,10 @@ class _OnlyUsed(Mount):
     """Gradio without the routes that the page does not use; the application refuses those."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        match, inside = super().matches(scope)
-        path = "/" + inside.get("path_params", {}).get("path", "")
-        return (match, inside) if _USED.fullmatch(path) else (Match.NONE, {})
+        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
+        if scope["type"] == "http" and _USED.fullmatch(path):
+            return super().matches(scope)
+        return Match.NONE, {}
 
 
 def mount(app: FastAPI, url: str, key: str | None = None) -> None:
