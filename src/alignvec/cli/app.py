@@ -22,6 +22,7 @@ from alignvec.cli import (
     reproduce,
     route,
     search,
+    serve,
     synthesis,
     vector,
 )
@@ -45,7 +46,7 @@ data = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-for step in (align, vector, generate, evaluate, search, route, reproduce, keys, demo):
+for step in (align, vector, generate, evaluate, search, route, reproduce, serve, keys, demo):
     app.add_typer(step.app)
 for step in (synthesis, annotation, quality):
     data.add_typer(step.app)

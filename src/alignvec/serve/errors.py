@@ -24,11 +24,13 @@ _MEANING = {
     400: "What is asked for is wrong; `param` names the field.",
     401: "No key, or none that is known.",
     404: "There is none of that name.",
+    408: "The body did not come in time.",
     412: "Somebody else changed it meanwhile.",
     413: "The body is longer than the server reads.",
     428: "It is there already; If-Match has to say which version is replaced.",
     429: "The server is full; Retry-After says when to come again.",
     500: "A fault of the server; its log says what.",
+    504: "The answer was not there in time.",
     503: "The server is going down, or is not ready yet.",
 }
 
@@ -98,7 +100,7 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def install(app: FastAPI) -> None:
     """Have an application answer every failure with an `ErrorBody`, and none with a trace."""
     for kind in (Refused, RequestValidationError, HTTPException):
-        app.add_exception_handler(kind, _answer)
+        app.add_exception_handler(kind, answer)
     app.add_exception_handler(Exception, _fault)
 
 
@@ -112,12 +114,13 @@ class Route(APIRoute):
             try:
                 return await handle(request)
             except (Refused, RequestValidationError, HTTPException) as error:
-                return await _answer(request, error)
+                return await answer(request, error)
 
         return told
 
 
-async def _answer(request: Request, error: Exception) -> JSONResponse:
+async def answer(request: Request, error: Exception) -> JSONResponse:
+    """What is refused, as a response."""
     if isinstance(error, RequestValidationError):
         error = _invalid(error)
     if isinstance(error, HTTPException):
@@ -131,16 +134,43 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
 
 
 def _invalid(error: RequestValidationError) -> Refused:
-    """The first field that does not fit."""
-    first = error.errors()[0]
-    message = str(first["msg"]).removeprefix("Value error, ")
-    if first["type"] == "json_invalid":
-        return Refused(f"the body is not JSON: {message}", code="invalid_json")
-    where, *parts = map(str, first["loc"])
-    field = ".".join(parts) or None
+    """The field that does not fit: of a union, in the branch that came furthest."""
+    found = error.errors()
+    if found[0]["type"] == "json_invalid":
+        return Refused(f"the body is not JSON: {found[0]['msg']}", code="invalid_json")
+    paths = [_path(one, error.body) for one in found]
+    furthest = max(range(len(found)), key=lambda number: len(paths[number]))
+    first, field = found[furthest], _written(paths[furthest])
+    message, code = str(first["msg"]).removeprefix("Value error, "), "invalid_value"
     if first["type"] == "extra_forbidden":
-        return Refused(f"{field} is no field that is known here", code="unknown_field", param=field)
-    return Refused(f"{field or where}: {message}", code="invalid_value", param=field)
+        message, code = "not a field that is known here", "unknown_parameter"
+    elif first["type"] == "literal_error":
+        message, code = f"{first['input']!r} is not supported; {message}", "unsupported_value"
+    elif first["type"] == "missing":
+        code = "missing_required_parameter"
+    return Refused(f"{field or first['loc'][0]}: {message}", code=code, param=field)
+
+
+def _path(error: Mapping[str, Any], body: Any) -> list[str | int]:
+    """Where an error is, without pydantic's names for the branches of a union."""
+    where, *path = error["loc"]
+    if where != "body":
+        return list(path)
+    found: list[str | int] = []
+    for number, part in enumerate(path):
+        inside = isinstance(body, Mapping) and part in body
+        if inside or (isinstance(body, list) and isinstance(part, int) and part < len(body)):
+            body = body[part]
+        elif number < len(path) - 1 or error["type"] != "missing":
+            continue
+        found.append(part)
+    return found
+
+
+def _written(path: list[str | int]) -> str | None:
+    """As OpenAI writes it: `messages[0].content`."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return text.removeprefix(".") or None
 
 
 async def _fault(_: Request, __: Exception) -> JSONResponse:
