@@ -9,6 +9,7 @@ from dataclasses import replace
 import httpx
 import openai
 import uvicorn
+from tokenizers import decoders
 
 from alignvec import AlignmentVector, KnobModel
 from alignvec.serve.app import Door, application
@@ -36,10 +37,12 @@ class Live:
     def quiet(self, seconds=5.0):
         """Wait until nothing runs; whether that came about."""
         end = time.monotonic() + seconds
-        while self.engine.running or self.engine.waiting:
+        steps = None
+        while steps != self.engine.steps or self.engine.running or self.engine.waiting:
             if time.monotonic() > end:
                 return False
-            time.sleep(0.01)
+            steps = self.engine.steps
+            time.sleep(0.05)
         return True
 
 
@@ -48,9 +51,7 @@ def live(model, folder, rows=(8, 32), keys=None, default=None, **options):
     """Serve a KnobModel as `tea`; `options` are those of `Door`, `Limits` and `application`."""
     engine = Engine(model, *rows)
     profiles = Profiles(folder / "state.sqlite")
-    door = Door(
-        Access(keys), **{k: options.pop(k) for k in ("local", "origins") if k in options}
-    )
+    door = Door(Access(keys), **{k: options.pop(k) for k in ("local", "origins") if k in options})
     limits = Limits(**{k: options.pop(k) for k in ("body", "seconds", "tokens") if k in options})
     dial = Dial("tea", model.vectors, profiles, default or {})
     app = application(engine, dial, profiles, door, limits, **options)
@@ -79,4 +80,6 @@ def tea_model(base, aligned):
     """A base with one knob, `tea`, whose levels are plain=-1 and fine=1."""
     known = {"levels": {"plain": -1.0, "fine": 1.0}, "safe": [-1.5, 1.5]}
     vector = replace(AlignmentVector.extract(base, aligned), calibration=known)
-    return KnobModel.from_pretrained(base, {"tea": vector}, dtype="float32", mode="gate")
+    model = KnobModel.from_pretrained(base, {"tea": vector}, dtype="float32", mode="gate")
+    model.tokenizer.backend_tokenizer.decoder = decoders.Fuse()  # no spaces between letters
+    return model

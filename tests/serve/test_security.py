@@ -37,7 +37,12 @@ def test_a_key_is_asked_for_as_soon_as_there_is_one(model, tmp_path):
         assert here.post(body=ASK).status_code == 200
         ann, bob = keys.add("ann"), keys.add("bob")
         for path in GUARDED:
-            for headers in ({}, bearer("wrong"), {"Authorization": "Bearer"}, {"Authorization": ann}):
+            for headers in (
+                {},
+                bearer("wrong"),
+                {"Authorization": "Bearer"},
+                {"Authorization": ann},
+            ):
                 answer = here.http.get(path, headers=headers)
                 assert answer.status_code == 401, path
                 assert answer.json()["error"]["code"] == "invalid_api_key"

@@ -1,1 +1,1 @@
-"""Knobs over HTTP: what every engine's server shares, and the server of transformers."""
+"""A server that OpenAI's clients talk to, with knobs as one field more."""

@@ -26,6 +26,7 @@ class CompletionRequest(Asked):
     openai_has: ClassVar[frozenset[str]] = frozenset(CompletionCreateParamsBase.__annotations__)
     prompt_field: ClassVar[str] = "prompt"
     default_tokens: ClassVar[int | None] = 16
+    continues: ClassVar[bool] = True
 
     prompt: (
         Text

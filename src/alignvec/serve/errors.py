@@ -35,7 +35,7 @@ _MEANING = {
 }
 
 
-class Refused(AlignvecError):  # noqa: N818 -- an answer, no fault
+class Refused(AlignvecError):
     """What a client asked for and does not get.
 
     Attributes:

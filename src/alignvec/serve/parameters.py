@@ -17,11 +17,12 @@ from pydantic import (
     model_validator,
 )
 
-from alignvec.serve.engine import Sampling
 from alignvec.serve.errors import Refused
 from alignvec.serve.routes import MaybeKnobs, ProfileName
+from alignvec.serve.sampling import Sampling
 
 MOST_ANSWERS = 128  # of one request, as OpenAI has it
+_GREEDY = 1e-4  # the likeliest token has all there is at temperatures below
 
 
 def _whole(text: str) -> str:
@@ -58,6 +59,7 @@ class Asked(_Strict):
     # What OpenAI has beyond the fields below: of the endpoint, from its own types.
     openai_has: ClassVar[frozenset[str]] = frozenset()
     prompt_field: ClassVar[str]
+    continues: ClassVar[bool] = False  # whether an answer is one text with the prompt
     default_tokens: ClassVar[int | None] = None  # None: the server's
 
     model: Text = Field(
@@ -155,9 +157,10 @@ class Asked(_Strict):
                     param="logit_bias",
                 )
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        temperature = _or(self.temperature, 1.0)
         return Sampling(
             max_tokens=max_tokens,
-            temperature=_or(self.temperature, 1.0),
+            temperature=temperature if temperature >= _GREEDY else 0.0,
             top_p=_or(self.top_p, 1.0),
             seed=self.seed,
             stop=tuple(stop),
