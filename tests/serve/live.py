@@ -1,6 +1,7 @@
 """A server in a thread of this process, as clients meet it."""
 
 import asyncio
+import logging
 import threading
 import time
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ from alignvec.serve.engine import Engine
 from alignvec.serve.process import bound, url_of
 from alignvec.serve.profiles import Profiles
 from alignvec.serve.security import Access
+
+QUESTION = "how long does tea steep?"
+ASK = [{"role": "user", "content": QUESTION}]
 
 
 class Live:
@@ -49,6 +53,10 @@ class Live:
 @contextmanager
 def live(model, folder, rows=(8, 32), keys=None, default=None, **options):
     """Serve a KnobModel as `tea`; `options` are those of `Door`, `Limits` and `application`."""
+    root = logging.getLogger()  # where a command that ran in this process may have left its own
+    root.handlers[:] = [
+        one for one in root.handlers if not getattr(getattr(one, "stream", None), "closed", False)
+    ]
     engine = Engine(model, *rows)
     profiles = Profiles(folder / "state.sqlite")
     door = Door(Access(keys), **{k: options.pop(k) for k in ("local", "origins") if k in options})

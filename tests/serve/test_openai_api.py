@@ -7,15 +7,13 @@ import time
 
 import openai
 import pytest
-from live import live, tea_model
+from live import ASK, QUESTION, live, tea_model
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase as ChatParams
 from openai.types.completion_create_params import CompletionCreateParamsBase as TextParams
 
 from alignvec.serve.chat import ChatRequest
 from alignvec.serve.completion import CompletionRequest
 
-QUESTION = "how long does tea steep?"
-ASK = [{"role": "user", "content": QUESTION}]
 NO_END = {"2": -100}  # the token that ends an answer
 
 

@@ -65,6 +65,14 @@ def test_a_key_is_asked_for_as_soon_as_there_is_one(model, tmp_path):
         assert here.post(body=ASK).status_code == 401  # the last is gone: nobody is let in
 
 
+def test_the_key_of_the_environment_is_one_more(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("ALIGNVEC_API_KEY", "sesame")
+    with live(model, tmp_path, keys=Keys(tmp_path / "state.sqlite")) as here:
+        assert here.client("sesame").models.list().data
+        with pytest.raises(openai.AuthenticationError):
+            here.client("open").models.list()
+
+
 def test_a_name_that_points_here_is_not_this_machine(served):
     port = served.url.rsplit(":", 1)[1]
     for host in ("localhost", f"localhost:{port}", f"127.0.0.1:{port}", "[::1]", f"[::1]:{port}"):
