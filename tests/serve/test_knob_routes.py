@@ -27,7 +27,7 @@ VECTORS = {
 }
 
 
-class Full(AlignvecError):  # noqa: N818
+class Full(AlignvecError):
     """As of an engine that takes no more."""
 
 
@@ -109,8 +109,8 @@ def test_a_profile_is_put_read_changed_and_deleted(client):
         ('{"knobs": {"\\ud800": 1}}', "unknown_knob", "knobs", "one of legal, medical"),
         ('{"knobs": [1]}', "invalid_knobs", "knobs", "is an object"),
         ('{"knobs": null}', "invalid_knobs", "knobs", "is an object"),
-        ("{}", "invalid_value", "knobs", "required"),
-        ('{"knobs": {}, "path": "/"}', "unknown_field", "path", "no field that is known"),
+        ("{}", "missing_required_parameter", "knobs", "required"),
+        ('{"knobs": {}, "path": "/"}', "unknown_parameter", "path", "no field that is known"),
         ('{"knobs"', "invalid_json", None, "not JSON"),
         ("[1]", "invalid_value", None, "dictionary"),
         (b"\xff", "invalid_json", None, "as JSON"),
@@ -162,15 +162,15 @@ def test_responses_are_scored_under_a_setting(client):
         ({"knobs": {"medical": True}}, 400, "invalid_strength", "knobs"),
         ({"knobs": {"medical": 99}}, 400, "no_likelihood", "knobs"),
         ({"responses": []}, 400, "invalid_value", "responses"),
-        ({"responses": ["a", ""]}, 400, "invalid_value", "responses.1"),
+        ({"responses": ["a", ""]}, 400, "invalid_value", "responses[1]"),
         ({"responses": "a"}, 400, "invalid_value", "responses"),
         ({"responses": ["a"] * 101}, 400, "invalid_value", "responses"),
         ({"messages": [{"role": "user", "content": "a"}]}, 400, "invalid_value", "messages"),
         ({"prompt": None}, 400, "invalid_value", "messages"),
         ({"prompt": None, "messages": []}, 400, "invalid_value", "messages"),
-        ({"prompt": None, "messages": [{"role": "x", "content": ""}]}, 400, "invalid_value",
-         "messages.0.role"),
-        ({"temperature": 1}, 400, "unknown_field", "temperature"),
+        ({"prompt": None, "messages": [{"role": "x", "content": ""}]}, 400, "unsupported_value",
+         "messages[0].role"),
+        ({"temperature": 1}, 400, "unknown_parameter", "temperature"),
         ({"prompt": "long"}, 400, "invalid_value", None),
         ({"prompt": "full"}, 500, None, None),
         ({"prompt": "broken"}, 500, None, None),

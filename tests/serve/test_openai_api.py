@@ -297,6 +297,17 @@ def test_what_is_wrong_is_refused_with_its_field(served, field):
         assert error["type"] == "invalid_request_error"
 
 
+def test_half_a_character_is_no_text_to_score_either(served):
+    for prompt, response in (("\ud800", "a"), ("a", "\ud800")):
+        field = {"prompt": prompt, "responses": [response]}
+        answer = served.http.post(
+            "/v1/score", content=json.dumps(field), headers={"Content-Type": "application/json"}
+        )
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_value")
+    scored = served.post("/v1/score", {"prompt": "a", "responses": ["b", "cd"]}).json()
+    assert [one["tokens"] for one in scored["data"]] == [1, 2]
+
+
 def test_texts_that_cannot_be_gone_on_with_are_refused(client):
     def refused(**options):
         error = refusal(lambda: complete(client, **options))

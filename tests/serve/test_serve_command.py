@@ -64,6 +64,7 @@ def test_a_server_is_stopped_when_it_has_finished(place):
         client = client_of(url)
         answer = client.chat.completions.create(model="tea", messages=ASK, max_tokens=2)
         assert answer.alignvec["knobs"] == {"tea": 0.5}
+        assert "text/html" in httpx.get(url).headers["content-type"]  # the playground
         stream = long(client, max_tokens=440)
         next(stream)
         process.send_signal(signal.SIGTERM)
@@ -82,7 +83,7 @@ def test_a_server_is_stopped_when_it_has_finished(place):
 
 
 def test_who_is_not_finished_in_time_is_told(place):
-    with serving(place, "--drain", "0.2") as (process, url):
+    with serving(place, "--drain", "0.2", "--no-page") as (process, url):
         stream = long(client_of(url), max_tokens=440, n=8)
         next(stream)
         process.send_signal(signal.SIGINT)
@@ -93,7 +94,7 @@ def test_who_is_not_finished_in_time_is_told(place):
 
 
 def test_a_second_signal_ends_it_at_once(place):
-    with serving(place, "--drain", "60") as (process, url):
+    with serving(place, "--drain", "60", "--no-page") as (process, url):
         stream = long(client_of(url), max_tokens=440, n=16)
         next(stream)
         process.send_signal(signal.SIGTERM)

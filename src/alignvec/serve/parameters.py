@@ -10,7 +10,6 @@ from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -18,23 +17,13 @@ from pydantic import (
 )
 
 from alignvec.serve.errors import Refused
-from alignvec.serve.routes import MaybeKnobs, ProfileName
+from alignvec.serve.routes import MaybeKnobs, ProfileName, Text
 from alignvec.serve.sampling import Sampling
 
 MOST_ANSWERS = 128  # of one request, as OpenAI has it
 _GREEDY = 1e-4  # the likeliest token has all there is at temperatures below
 
 
-def _whole(text: str) -> str:
-    """JSON may hold half a character, which no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("half a character (a lone surrogate) is no text") from None
-    return text
-
-
-Text = Annotated[str, AfterValidator(_whole)]
 _StopString = Annotated[Text, Field(min_length=1)]
 
 

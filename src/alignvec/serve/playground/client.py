@@ -23,7 +23,7 @@ _CONNECT, _SILENCE = 5.0, 300.0  # seconds: to reach the server; that it may say
 _LARGEST = 1 << 22  # bytes of a response that is read whole
 
 
-class Trouble(AlignvecError):  # noqa: N818 -- said to a person
+class Trouble(AlignvecError):
     """What a person at the page is told; the page itself stays as it is.
 
     Attributes:
