@@ -52,6 +52,7 @@ CALLS = {
     "route": "base --data two.jsonl --reads text -o NEW",
     "demo": "--out NEW",
     "reproduce": "--model base --part leak --dry-run -o NEW",
+    "serve": "base --vector k=vector --port 0 --state NEW",
     "keys add": "ci --state NEW",
     "keys list": "--state state.sqlite",
     "keys revoke": "ann --state state.sqlite",
@@ -124,6 +125,7 @@ def here(place, tmp_path, monkeypatch):
     monkeypatch.setattr("alignvec.base.source._embedded_gguf", missing)
     monkeypatch.setattr("alignvec.cli.annotation._serve", lambda *_: None)
     monkeypatch.setattr("alignvec.reproduce.run.run", lambda *_: None)  # hours
+    monkeypatch.setattr("alignvec.serve.process.run", lambda *_: None)  # until it is stopped
     monkeypatch.setattr("alignvec.data.synthesis.endpoint.Endpoint", lambda *_: missing())
     return tmp_path, place
 

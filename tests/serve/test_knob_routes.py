@@ -110,7 +110,7 @@ def test_a_profile_is_put_read_changed_and_deleted(client):
         ('{"knobs": [1]}', "invalid_knobs", "knobs", "is an object"),
         ('{"knobs": null}', "invalid_knobs", "knobs", "is an object"),
         ("{}", "missing_required_parameter", "knobs", "required"),
-        ('{"knobs": {}, "path": "/"}', "unknown_parameter", "path", "not a field that is known"),
+        ('{"knobs": {}, "path": "/"}', "unknown_parameter", "path", "no field that is known"),
         ('{"knobs"', "invalid_json", None, "not JSON"),
         ("[1]", "invalid_value", None, "dictionary"),
         (b"\xff", "invalid_json", None, "as JSON"),

@@ -18,6 +18,7 @@ from alignvec.cli import (
     evaluate,
     generate,
     keys,
+    playground,
     quality,
     reproduce,
     route,
@@ -46,7 +47,9 @@ data = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-for step in (align, vector, generate, evaluate, search, route, reproduce, serve, keys, demo):
+for step in (
+    align, vector, generate, evaluate, search, route, reproduce, serve, keys, playground, demo,
+):  # fmt: skip
     app.add_typer(step.app)
 for step in (synthesis, annotation, quality):
     data.add_typer(step.app)

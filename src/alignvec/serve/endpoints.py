@@ -234,6 +234,12 @@ class Endpoints:
                 code="invalid_value",
                 param=asked.prompt_field,
             )
+        if asked.answers > self._engine.max_rows:
+            raise Refused(
+                f"n: this server writes at most {self._engine.max_rows} answers side by side",
+                code="invalid_value",
+                param="n",
+            )
         longest = tokens_left(
             len(prompt),
             asked.wanted_tokens,
@@ -242,7 +248,7 @@ class Endpoints:
             asked.prompt_field,
         )
         sampling = asked.sampling(longest, self._vocabulary)
-        return Request(prompt, turned.setting, sampling, asked.answers, client)
+        return Request(prompt, turned.setting, sampling, asked.answers, client, asked.continues)
 
     async def _pieces(self, requests: Sequence[Request], reply: Reply, visit: Visit) -> Pieces:
         """Those of `pieces`, counted, and kept in the reply once they are sent."""

@@ -143,7 +143,7 @@ def _invalid(error: RequestValidationError) -> Refused:
     first, field = found[furthest], _written(paths[furthest])
     message, code = str(first["msg"]).removeprefix("Value error, "), "invalid_value"
     if first["type"] == "extra_forbidden":
-        message, code = "not a field that is known here", "unknown_parameter"
+        message, code = "no field that is known here", "unknown_parameter"
     elif first["type"] == "literal_error":
         message, code = f"{first['input']!r} is not supported; {message}", "unsupported_value"
     elif first["type"] == "missing":

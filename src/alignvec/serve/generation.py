@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 Pieces = AsyncGenerator[tuple[int, Piece], None]  # with the number of the answer
 
 
-class Gone(Exception):  # noqa: N818 -- nothing went wrong
+class Gone(Exception):
     """The client has closed the connection; nobody waits for a response."""
 
 

@@ -11,13 +11,15 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from fastapi import FastAPI
 
 from alignvec.errors import AlignvecError
-from alignvec.serve.engine import Engine
+
+if TYPE_CHECKING:
+    from alignvec.serve.engine import Engine
 
 _FLUSH = 5  # seconds in which the last responses have to be on their way
 
