@@ -258,8 +258,8 @@ def overload(server: Server, scratch: Path, seconds: float = 20) -> Body:
     }
 
 
-def outcomes(found: Body) -> dict[str, int]:
-    """How many requests ended how."""
+def outcomes(found: Body) -> dict[str, Any]:
+    """How many requests ended how, and what the errors said."""
     status = [one["status"] for one in found["requests"]]
     waits = [one["retry_after"] for one in found["requests"] if one["status"] == 429]
     return {
@@ -267,6 +267,9 @@ def outcomes(found: Body) -> dict[str, int]:
         "told_to_come_back": len(waits),
         "of_these_when": sum(wait is not None for wait in waits),
         "errors": len(status) - status.count(200) - len(waits),
+        "messages": sorted(
+            {one["error"] for one in found["requests"] if one["status"] not in (200, 429)}
+        ),
         "dropped_by_the_client": found["dropped"],
     }
 
