@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from alignvec.base.branching import read_rows
-from alignvec.base.logprobs import NO_NUMBERS
+from alignvec.base.logprobs import NO_NUMBERS, no_numbers
 from alignvec.base.messages import Messages
 from alignvec.base.prompts import Prompt
 from alignvec.base.rope import scaled_beyond
@@ -459,7 +459,7 @@ class Engine:
     def _write(self, logits: torch.Tensor, first: int) -> None:
         """Draw the tokens of the answers from `first` on, and tell them."""
         answers = self._answers[first:]
-        broken = (~logits.isfinite().any(-1) | logits.isnan().any(-1)).tolist()
+        broken = no_numbers(logits).tolist()
         top = [answer.job.request.sampling.top_logprobs for answer in answers]
         asked = [row for row, wanted in enumerate(top) if wanted is not None]
         plain = logits[asked].clone() if asked else None  # before penalties
