@@ -34,6 +34,9 @@ from alignvec.serve.text import Text, Told, check_streams
 
 logger = logging.getLogger(__name__)
 
+# Prompts are padded to a multiple of this, and read in such chunks: for every new shape of a product
+# of bfloat16 numbers PyTorch makes a kernel on a CPU, and keeps it.
+_GRAIN = 16
 _LONG = 2048  # tokens of prompt and answer that a row has room for on average
 
 
@@ -160,7 +163,7 @@ class _Reading:
     def __init__(self, model: Joinable, jobs: Sequence[_Job]) -> None:
         self.jobs = jobs
         lists = [list(job.request.tokens) for job in jobs]
-        length = max(map(len, lists))
+        length = -(-max(map(len, lists)) // _GRAIN) * _GRAIN
         self.real = torch.tensor([[False] * (length - len(x)) + [True] * len(x) for x in lists])
         self.tokens = torch.tensor([[0] * (length - len(x)) + x for x in lists])
         settings = [job.request.setting for job in jobs]
@@ -175,7 +178,7 @@ class _Reading:
         Args:
             budget: tokens that one forward pass may have.
         """
-        end = self._at + max(1, budget // len(self.tokens))
+        end = self._at + max(1, budget // len(self.tokens) // _GRAIN) * _GRAIN
         logits = self.rows.read(self.tokens[:, self._at : end], self.real[:, self._at : end])
         self._at = end
         return logits if end >= self.tokens.shape[1] else None
