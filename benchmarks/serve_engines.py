@@ -30,7 +30,8 @@ import numpy as np
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from alignvec.knobs.model import KnobModel
-from alignvec.serve.engine import Engine, Request
+from alignvec.serve.engine import Engine
+from alignvec.serve.request import Request
 from alignvec.serve.sampling import Sampling
 from gate_speed import KNOBS, SHAPES, device_name, load, strengths, three_vectors
 from provenance import made

@@ -28,6 +28,7 @@ NEEDS = {
     "evaluate/harness.py": ["harness"],
     "announce.py": ["harness"],
     "serve": ["serve"],
+    "serve/playground": ["ui"],
     "sqlite.py": ["serve"],
     "cli": CAPABILITIES,
 }

@@ -51,6 +51,7 @@ CALLS = {
     "calibrate": "base --vector k=units --data tea.jsonl --steps 3 --answers 0",
     "route": "base --data two.jsonl --reads text -o NEW",
     "demo": "--out NEW",
+    "playground": "--url http://127.0.0.1:9 --port 7870",
     "reproduce": "--model base --part leak --dry-run -o NEW",
     "serve": "base --vector k=vector --port 0 --state NEW",
     "keys add": "ci --state NEW",
@@ -124,6 +125,7 @@ def here(place, tmp_path, monkeypatch):
 
     monkeypatch.setattr("alignvec.base.source._embedded_gguf", missing)
     monkeypatch.setattr("alignvec.cli.annotation._serve", lambda *_: None)
+    monkeypatch.setattr("alignvec.cli.playground._serve", lambda *_: None)
     monkeypatch.setattr("alignvec.reproduce.run.run", lambda *_: None)  # hours
     monkeypatch.setattr("alignvec.serve.process.run", lambda *_: None)  # until it is stopped
     monkeypatch.setattr("alignvec.data.synthesis.endpoint.Endpoint", lambda *_: missing())

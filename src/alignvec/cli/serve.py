@@ -120,7 +120,8 @@ def serve(
         door = Door(access, is_local(address), host, cors)
         limits = Limits(max_body, timeout, max_tokens)
         url = url_of(found)
-        page = None if no_page else _playground(url.replace("0.0.0.0", "127.0.0.1"))
+        here = url.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")
+        page = None if no_page else _playground(here)
         made = application(engine, dial, profiles, door, limits, log_prompts, page)
         log_requests()
         knobs = ", ".join(model.vectors) or "none"

@@ -10,10 +10,10 @@ from openai.types.completion_choice import CompletionChoice, Logprobs
 from openai.types.completion_create_params import CompletionCreateParamsBase
 from pydantic import BaseModel, Field, model_validator
 
-from alignvec.serve.engine import Piece, TokenLogprob
 from alignvec.serve.errors import Refused
 from alignvec.serve.parameters import MOST_ANSWERS, Asked
 from alignvec.serve.replies import Reply, likelihood
+from alignvec.serve.request import Piece, TokenLogprob
 from alignvec.serve.routes import Text, Turning
 
 _Token = Annotated[int, Field(ge=0)]

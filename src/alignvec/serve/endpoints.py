@@ -26,12 +26,13 @@ from alignvec.serve.access import GONE, Visit, visit_of
 from alignvec.serve.chat import ChatAnswer, ChatReply, ChatRequest
 from alignvec.serve.completion import CompletionAnswer, CompletionReply, CompletionRequest
 from alignvec.serve.dial import Dial, Turned
-from alignvec.serve.engine import Engine, Piece, Request
+from alignvec.serve.engine import Engine
 from alignvec.serve.errors import Refused, error_body, responses
 from alignvec.serve.generation import Gone, Pieces, pieces, unless_gone
 from alignvec.serve.metrics import Metrics, Stopwatch
 from alignvec.serve.parameters import Asked, tokens_left
 from alignvec.serve.replies import Reply
+from alignvec.serve.request import Piece, Request
 
 Result = TypeVar("Result")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import quote
@@ -94,7 +94,7 @@ class Client:
         _, headers = await self._json(
             "PUT", _profile(name), key, headers=match, json={"knobs": dict(knobs)}
         )
-        return headers.get("etag", "")
+        return str(headers.get("etag", ""))
 
     async def delete(self, name: str, etag: str | None, key: str | None = None) -> None:
         """Remove a profile, if it is still the version of this ETag."""
@@ -103,7 +103,7 @@ class Client:
 
     async def chat(
         self, messages: Sequence[Mapping[str, str]], body: Mapping[str, Any], key: str | None = None
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> AsyncGenerator[dict[str, Any], None]:
         """The chunks of a streamed answer, as they come. Closing the iterator ends the request."""
         asked = {
             "messages": list(messages), "stream": True,

@@ -39,9 +39,11 @@ class Dials(BaseModel):
     """Both columns' knobs, as they are set.
 
     Attributes:
+        model: whose knobs they are, by its name at the server.
         side: whose knobs the sliders turn now.
     """
 
+    model: str = ""
     knobs: list[Knob] = []
     left: dict[str, float] = {}
     right: dict[str, float] = {}

@@ -52,10 +52,29 @@ _GIVE_BACK = "(now, lost) => [[lost, now].filter(text => text?.trim()).join('\\n
 
 def build(client: Client) -> Any:
     """The page of a server, to be launched or mounted (site.py)."""
-    with gr.Blocks(title="alignvec playground", analytics_enabled=False) as page:
+    with _WithoutFiles(title="alignvec playground", analytics_enabled=False) as page:
         page.queue(max_size=_WAITING, default_concurrency_limit=_AT_ONCE, api_open=False)
         _Page(client).wire(page)
     return page
+
+
+class _WithoutFiles(gr.Blocks):
+    """Gradio takes any value of any part that looks so for a file, and copies or fetches it."""
+
+    async def preprocess_data(
+        self, block_fn: Any, inputs: list[Any], *others: Any, **options: Any
+    ) -> list[Any]:
+        """What a browser sent; refused if it names a file."""
+        if _names_file(inputs):
+            raise gr.Error("there are no files here", print_exception=False)
+        made: list[Any] = await super().preprocess_data(block_fn, inputs, *others, **options)
+        return made
+
+
+def _names_file(value: Any) -> bool:
+    if isinstance(value, dict):
+        return "meta" in value or any(map(_names_file, value.values()))
+    return isinstance(value, list) and any(map(_names_file, value))
 
 
 class _Page(Parts):
@@ -153,10 +172,11 @@ class _Page(Parts):
         before = Dials.model_validate(dials)
         told = read_told(await self.client.knobs(key))
         saved = await self.client.profiles(key)
-        now = Dials(knobs=[knob.knob() for knob in told], side=before.side)
+        model = await self.client.model(key)
+        now = Dials(model=model, knobs=[knob.knob() for knob in told], side=before.side)
         now.left = {knob.name: knob.default for knob in told}
         update: Update = {
-            self.heading: heading(await self.client.model(key)),
+            self.heading: heading(model),
             **self._kept({one["name"]: one["etag"] for one in saved}, ""),
         }
         if before.knobs:
@@ -199,7 +219,7 @@ class _Page(Parts):
             for side in (_SIDES if compare else _SIDES[:1])
         ]
         yield {self.question: ""}
-        async for turn in self._asking(asked, columns, *sampling):
+        async for turn in self._asking(now.model, asked, columns, *sampling):
             yield {self.talk: Talk(turns=[*turns.turns, turn]).model_dump()}
         if trouble := turn.failure:
             yield {self.talk: turns.model_dump(), self.lost: asked, **self._trouble(trouble)}
@@ -222,13 +242,14 @@ class _Page(Parts):
             )
             for strength in (np.linspace(low, high, POINTS).round(4) + 0.0).tolist()
         ]
-        async for turn in self._asking(asked, columns, *sampling):
+        async for turn in self._asking(now.model, asked, columns, *sampling):
             yield {self.swept: Talk(turns=[turn]).model_dump()}
         if trouble := turn.failure:
             yield {self.swept: Talk().model_dump(), **self._trouble(trouble)}
 
     def _asking(
         self,
+        model: str,
         asked: str,
         columns: Sequence[Column],
         temperature: Any,
@@ -237,6 +258,7 @@ class _Page(Parts):
         key: str | None,
     ) -> AsyncIterator[Any]:
         sampling = {
+            "model": model,
             "temperature": min(max(temperature, 0), 2) if _is_number(temperature) else 0,
             "seed": int(seed) if _is_number(seed) else 0,
             "max_tokens": int(min(max(tokens, 1), MOST_TOKENS)) if _is_number(tokens) else 1,

@@ -64,7 +64,9 @@ class Parts:
                 0, 2, 0.7, step=0.05, label="Temperature", info="0: greedy"
             )
             self.seed = gr.Number(0, label="Seed", precision=0, info="The same in every column.")
-            self.tokens = gr.Slider(8, MOST_TOKENS, 200, step=8, label="Longest answer, in tokens")
+            self.tokens = gr.Slider(
+                8, MOST_TOKENS, 200, step=8, label="Longest answer, in tokens", elem_id="tokens"
+            )
 
     def _chat(self) -> None:
         self.talk = _drawn("talk", Talk(), "Turn the knobs on one side, ask, and read both.")

@@ -84,9 +84,11 @@ def mount(app: FastAPI, url: str, key: str | None = None) -> None:
         font=["system-ui", "sans-serif"],
         font_mono=["ui-monospace", "monospace"],
     )
+    page = build(Client(url, key))
+    page.has_launched = True  # of a mounted page Gradio forgets it, and with it its checks of paths
     gr.mount_gradio_app(
         app,
-        build(Client(url, key)),
+        page,
         path="/",
         allowed_paths=[],
         max_file_size=1,
