@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "alignvec"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CORE = "core"
-CAPABILITIES = ("align", "search", "data", "ui", "harness")
+CAPABILITIES = ("align", "search", "data", "serve", "ui", "harness")
 # The extras that a folder or a file may import from; what is not named here has the core alone. The
 # command line imports what a command needs when it runs.
 NEEDS = {
@@ -27,6 +27,8 @@ NEEDS = {
     "data/annotation": ["data", "ui"],
     "evaluate/harness.py": ["harness"],
     "announce.py": ["harness"],
+    "serve": ["serve"],
+    "sqlite.py": ["serve"],
     "cli": CAPABILITIES,
 }
 

@@ -52,6 +52,9 @@ CALLS = {
     "route": "base --data two.jsonl --reads text -o NEW",
     "demo": "--out NEW",
     "reproduce": "--model base --part leak --dry-run -o NEW",
+    "keys add": "ci --state NEW",
+    "keys list": "--state state.sqlite",
+    "keys revoke": "ann --state state.sqlite",
     "data personas": "--spectrum tone --source people.jsonl --model base -o NEW",
     "data queries": "people.jsonl --spectrum tone --show-prompts --model base -o NEW",
     "data responses": "tea.jsonl --spectrum tone --show-prompts --model base -o NEW",
@@ -101,6 +104,7 @@ def place(tiny, nudged, tmp_path_factory):
         (folder / "answers.csv").write_text(
             "item,annotator,level\n1,ann,a\n1,bob,a\n2,ann,b\n2,bob,a\n3,ann,b\n3,bob,b\n"
         )
+        run("keys", "add", "ann", "--state", "state.sqlite")
         (folder / "empty").touch()
         (folder / "blank").write_text("\n\n \n")
         (folder / "list.json").write_text("[1, 2]")

@@ -29,6 +29,14 @@ NO_NUMBERS = (
 )
 
 
+def no_numbers(logits: torch.Tensor) -> torch.Tensor:
+    """[...]: whether logits [..., V] say nothing: NaN among them, or all alike, as behind a norm
+    whose input overflowed.
+    """
+    low, high = logits.aminmax(dim=-1)
+    return ~(high > low)  # NaN is greater than nothing
+
+
 @dataclass
 class Row:
     """One prompt with its responses, all as token ids. A prompt has at least one token."""

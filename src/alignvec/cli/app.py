@@ -17,10 +17,12 @@ from alignvec.cli import (
     demo,
     evaluate,
     generate,
+    keys,
     quality,
     reproduce,
     route,
     search,
+    serve,
     synthesis,
     vector,
 )
@@ -44,7 +46,7 @@ data = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-for step in (align, vector, generate, evaluate, search, route, reproduce, demo):
+for step in (align, vector, generate, evaluate, search, route, reproduce, serve, keys, demo):
     app.add_typer(step.app)
 for step in (synthesis, annotation, quality):
     data.add_typer(step.app)

@@ -104,6 +104,14 @@ LevelNames = Annotated[
     str | None, typer.Option("--levels", metavar="LOW,...,HIGH", help="Default: the data's own.")
 ]
 
+StateFile = Annotated[
+    Path,
+    typer.Option(
+        "--state", metavar="FILE", help="SQLite: the profiles and keys of `alignvec serve`."
+    ),
+]
+STATE = Path("alignvec-serve.sqlite")
+
 
 def check_apart(out: Path, *inputs: str) -> None:
     """Refuse to write over what is read."""

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from alignvec.base.identity import BaseId, base_id
 from alignvec.base.live import LiveWeights, open_weights
 from alignvec.base.load import load_base
-from alignvec.base.logprobs import NO_NUMBERS, out_of_place
+from alignvec.base.logprobs import NO_NUMBERS, no_numbers, out_of_place
 from alignvec.base.messages import Conversation, Messages, conversations, last_question
 from alignvec.base.prompts import Prompt
 from alignvec.base.state import model_state
@@ -330,7 +330,7 @@ class _StopAtNaN:
         self._first = True
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        if self._first and scores.isnan().any():
+        if self._first and no_numbers(scores).any():
             raise NoNumbersError(NO_NUMBERS)
         self._first = False
         return scores

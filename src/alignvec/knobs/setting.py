@@ -34,13 +34,25 @@ def parse_setting(text: str) -> dict[str, float | str]:
     """
     if text.startswith("@"):
         return _read_setting(Path(text[1:]))
-    setting: dict[str, float | str] = {}
-    for knob, strength in parse_pairs(text, "setting", "KNOB=STRENGTH, as in medical=0.7").items():
-        try:
-            setting[knob] = float(strength)
-        except ValueError:
-            setting[knob] = strength
-    return setting
+    return parse_written(text)
+
+
+def parse_written(text: str) -> dict[str, float | str]:
+    """The same of a setting that is written out: nothing in it is the name of a file.
+
+    Raises:
+        AlignvecError: see `parse_setting`.
+    """
+    pairs = parse_pairs(text, "setting", "KNOB=STRENGTH, as in medical=0.7")
+    return {knob: parse_strength(strength) for knob, strength in pairs.items()}
+
+
+def parse_strength(text: str) -> float | str:
+    """A number as one; what else it may be is for a knob's calibration to say."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def parse_pairs(text: str, what: str, form: str) -> dict[str, str]:
@@ -162,5 +174,5 @@ def _finite(knob: str, strength: SupportsFloat) -> float:
     except OverflowError:
         number = math.inf
     if not abs(number) <= _LARGEST:
-        raise AlignvecError(f"knob '{knob}': {strength} is not a finite number in float32")
+        raise AlignvecError(f"knob '{knob}': {number} is not a finite number in float32")
     return number

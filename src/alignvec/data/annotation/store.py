@@ -8,27 +8,22 @@ their own.
 from __future__ import annotations
 
 import random
-import sqlite3
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from itertools import chain, zip_longest
 from pathlib import Path
 
-from sqlalchemy import URL, Connection
 from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.orm import registry
-from sqlalchemy.pool import NullPool
-from sqlmodel import Field, Session, SQLModel, create_engine, select
+from sqlmodel import Field, SQLModel, select
 
 from alignvec.base.messages import as_text
 from alignvec.data.records import Record
 from alignvec.errors import AlignvecError
+from alignvec.sqlite import Database
 
 _APPLICATION_ID = 0x616C7661  # SQLite's application id: "alva"
-_LOCK_TIMEOUT = 30.0  # seconds that a writer waits for another
 
 
 class _Table(SQLModel, registry=registry()):
@@ -77,32 +72,10 @@ class Annotations:
             AlignvecError: there is none and no items; or it is not ours, or has other items.
         """
         self.path = path
-        if items:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        elif not path.is_file():
-            raise AlignvecError(f"no answers at {path}")
-        url = URL.create("sqlite", database=str(path))
-        # No connection stays open: the file itself is complete after every answer.
-        self._engine = create_engine(
-            url, poolclass=NullPool, connect_args={"timeout": _LOCK_TIMEOUT}
+        self._database = Database(
+            path, _APPLICATION_ID, "answers", _Table.metadata, bool(items), items
         )
-        with self._session() as session:
-            if items and _is_new(session.connection()):
-                session.connection().exec_driver_sql("BEGIN IMMEDIATE")
-                if _is_new(session.connection()):  # two may start at the same time
-                    session.connection().exec_driver_sql(
-                        f"PRAGMA application_id = {_APPLICATION_ID}"
-                    )
-                    _Table.metadata.create_all(session.connection())
-                    session.add_all(items)
-                session.commit()
-            connection = session.connection()
-            if connection.exec_driver_sql("PRAGMA application_id").scalar() != _APPLICATION_ID:
-                raise AlignvecError(f"{path} is no file of answers that alignvec wrote")
-            if items:  # readers and one writer do not wait for each other
-                # SQLite waits for nobody on this; whoever opens the file next does it then.
-                with suppress(OperationalError):
-                    connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+        with self._database.session() as session:
             stored = session.exec(select(Item).order_by("id")).all()
         if items and not _same(items, stored):
             raise AlignvecError(
@@ -119,7 +92,7 @@ class Annotations:
         statement = insert(Answer)
         new = {name: statement.excluded[name] for name in ("level", "note", "time")}
         statement = statement.on_conflict_do_update(["item", "annotator"], set_=new)
-        with self._session() as session:
+        with self._database.session() as session:
             if rows:
                 session.connection().execute(statement, rows)
             session.commit()
@@ -129,7 +102,7 @@ class Annotations:
         query = select(Answer).order_by("item", "annotator")
         if annotator is not None:
             query = query.where(Answer.annotator == annotator)
-        with self._session() as session:
+        with self._database.session() as session:
             return list(session.exec(query))
 
     def order(self, annotator: str) -> list[int]:
@@ -137,20 +110,6 @@ class Annotations:
         ids = sorted(self.items)
         random.Random(annotator).shuffle(ids)
         return ids
-
-    @contextmanager
-    def _session(self) -> Iterator[Session]:
-        try:
-            with Session(self._engine, expire_on_commit=False) as session:
-                yield session
-        except (DatabaseError, sqlite3.Error) as error:
-            reason = getattr(error, "orig", None) or error
-            raise AlignvecError(f"{self.path} cannot be used: {reason}") from error
-
-
-def _is_new(connection: Connection) -> bool:
-    """An empty file is one, too: a start that was killed leaves it."""
-    return not connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar()
 
 
 def _same(items: Sequence[Item], stored: Sequence[Item]) -> bool:

@@ -1,0 +1,134 @@
+"""`alignvec serve`: OpenAI's API with knobs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from alignvec.cli.inputs import knob_model
+from alignvec.cli.options import STATE, AnyBase, BaseArgument, Device, Dtype, StateFile, Vectors
+from alignvec.errors import AlignvecError
+
+app = typer.Typer()
+
+
+@app.command(
+    epilog="Example: alignvec serve embedded --vector medical=medical-av\n\n"
+    "Example: alignvec serve embedded --vector medical=medical-av --host 0.0.0.0 --port 80 "
+    "--state /var/lib/alignvec/serve.sqlite"
+)
+def serve(
+    base: BaseArgument,
+    vector: Vectors = [],  # noqa: B006
+    setting: Annotated[
+        str,
+        typer.Option(
+            "--set", metavar="KNOB=STRENGTH,...", help="Of requests that say nothing; or @FILE."
+        ),
+    ] = "",
+    router: Annotated[
+        Path | None,
+        typer.Option(
+            help="From `alignvec route --reads text`: only the knobs of the question's domain act."
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="0.0.0.0 for the whole network; then there has to be a key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 is any that is free.")] = 8000,
+    name: Annotated[
+        str | None, typer.Option(help="Of the model, for clients. Default: the base's.")
+    ] = None,
+    state: StateFile = STATE,
+    max_rows: Annotated[
+        int, typer.Option(min=1, help="Answers that are written side by side.")
+    ] = 32,
+    max_waiting: Annotated[
+        int, typer.Option(min=1, help="Answers that wait; more are refused for now (429).")
+    ] = 256,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Of a chat answer, where the request does not say.")
+    ] = 512,
+    max_body: Annotated[int, typer.Option(min=1, help="Bytes of a request.")] = 2**20,
+    timeout: Annotated[
+        float, typer.Option(min=0.001, help="Seconds until a request is answered.")
+    ] = 600.0,
+    drain: Annotated[
+        float,
+        typer.Option(min=0, help="Seconds that running requests have when the server is stopped."),
+    ] = 30.0,
+    cors: Annotated[
+        list[str],
+        typer.Option(
+            "--cors", metavar="ORIGIN", help="Web pages that may call it from a browser; repeat."
+        ),
+    ] = [],  # noqa: B006
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Serve others without a key.")
+    ] = False,
+    no_page: Annotated[bool, typer.Option("--no-page", help="No playground at /.")] = False,
+    log_prompts: Annotated[
+        bool, typer.Option("--log-prompts", help="Log what is asked, too.")
+    ] = False,
+    any_base: AnyBase = False,
+    dtype: Dtype = None,
+    device: Device = None,
+) -> None:
+    """Serve a model with its knobs to any client of OpenAI's API.
+
+    Clients turn the knobs by the request: a field `knobs`, a field `profile`, or the name of the
+    model (`embedded:medical=0.7`). The page at / has a slider for each.
+    """
+    try:
+        from alignvec.serve.app import Door, application
+        from alignvec.serve.dial import Dial
+        from alignvec.serve.endpoints import Limits
+        from alignvec.serve.engine import Engine
+        from alignvec.serve.keys import Keys
+        from alignvec.serve.process import address_of, bound, log_requests, run, url_of
+        from alignvec.serve.profiles import Profiles
+        from alignvec.serve.security import Access, check_bind, is_local
+    except ImportError as error:
+        raise AlignvecError(
+            f"the server needs {error.name}: pip install 'alignvec[serve]'"
+        ) from error
+    from alignvec.knobs.setting import parse_setting
+    from alignvec.route.router import Router
+
+    default = parse_setting(setting) if setting else {}
+    access = Access(Keys(state))
+    address = address_of(host, port)[1][0]
+    check_bind(host, address, access, insecure)
+    with bound(host, port) as found:  # first: a model takes its time to load
+        model, _ = knob_model(
+            base, vector, [setting] if setting else [], any_base, dtype, device, "gate"
+        )
+        served = name or _name(base)
+        profiles = Profiles(state)
+        reads = Router.load(router) if router else None
+        dial = Dial(served, model.vectors, profiles, default, reads)
+        engine = Engine(model, max_rows, max_waiting)
+        door = Door(access, is_local(address), host, cors)
+        limits = Limits(max_body, timeout, max_tokens)
+        url = url_of(found)
+        made = application(engine, dial, profiles, door, limits, log_prompts)
+        log_requests()
+        knobs = ", ".join(model.vectors) or "none"
+        run(
+            made,
+            engine,
+            found,
+            drain,
+            lambda: typer.echo(f"{served} at {url}/v1, knobs: {knobs} (Ctrl+C stops)"),
+        )
+
+
+def _name(base: str) -> str:
+    """Of a path its last part; a hub id without its revision."""
+    return (
+        Path(base).stem
+        if Path(base).suffix == ".gguf"
+        else (Path(base).name if Path(base).exists() else base.partition("@")[0])
+    )

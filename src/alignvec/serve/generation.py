@@ -1,0 +1,127 @@
+"""From requests to the engine's pieces: in time, and no longer than somebody listens."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from fastapi import Request as HttpRequest
+
+from alignvec.errors import AlignvecError
+from alignvec.serve.engine import Busy, Engine, Piece, Request, Stopped
+from alignvec.serve.errors import Refused
+
+Result = TypeVar("Result")
+Pieces = AsyncGenerator[tuple[int, Piece], None]  # with the number of the answer
+
+
+class Gone(Exception):  # noqa: N818 -- nothing went wrong
+    """The client has closed the connection; nobody waits for a response."""
+
+
+async def pieces(engine: Engine, requests: Sequence[Request], seconds: float) -> Pieces:
+    """What the engine gives to one request or to several side by side.
+
+    Closing it cancels them all.
+
+    Args:
+        seconds: they may take in all.
+
+    Yields:
+        The number of the answer (those to the first request first), and what it goes on with.
+
+    Raises:
+        Refused: the engine is full or stops, the time is over, or a request cannot be answered.
+    """
+    end = asyncio.get_running_loop().time() + seconds
+    async with aclosing(_merged(engine, requests)) as found:
+        while True:
+            try:
+                async with asyncio.timeout_at(end):
+                    got = await anext(found, None)
+            except TimeoutError:
+                raise Refused(
+                    f"the answer was not finished after {seconds:g} s; ask for fewer tokens",
+                    504,
+                    "timeout",
+                ) from None
+            except AlignvecError as error:
+                raise refusal(error) from error
+            if got is None:
+                return
+            yield got
+
+
+def refusal(error: AlignvecError) -> Refused:
+    """What the engine says, as clients are told."""
+    if isinstance(error, Busy):
+        wait = str(max(1, math.ceil(error.retry_after)))
+        text, headers = f"the server is full; come again in {wait} s", {"Retry-After": wait}
+        return Refused(text, 429, "rate_limit_exceeded", headers=headers)
+    if isinstance(error, Stopped):
+        return Refused("the server is going down", 503, "server_stopping")
+    return Refused(str(error), code="invalid_value")
+
+
+async def _merged(engine: Engine, requests: Sequence[Request]) -> Pieces:
+    if len(requests) == 1:
+        async with aclosing(engine.generate(requests[0])) as found:
+            async for piece in found:
+                yield piece.index, piece
+        return
+    queue: asyncio.Queue[tuple[int, Piece] | Exception | None] = asyncio.Queue()
+
+    async def follow(first: int, request: Request) -> None:
+        try:
+            async with aclosing(engine.generate(request)) as found:
+                async for piece in found:
+                    queue.put_nowait((first + piece.index, piece))
+            queue.put_nowait(None)
+        except Exception as error:
+            queue.put_nowait(error)
+
+    tasks, first = [], 0
+    for request in requests:
+        tasks.append(asyncio.create_task(follow(first, request)))
+        first += request.n
+    try:
+        running = len(tasks)
+        while running:
+            got = await queue.get()
+            if isinstance(got, Exception):
+                raise got
+            if got is None:
+                running -= 1
+            else:
+                yield got
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def unless_gone(request: HttpRequest, work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of some work, which is cancelled when the client goes away.
+
+    Raises:
+        Gone: it did.
+    """
+    task = asyncio.create_task(work)
+    gone = asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Gone
+        return task.result()
+    finally:
+        for one in (task, gone):
+            one.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _gone(request: HttpRequest) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

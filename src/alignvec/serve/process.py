@@ -1,0 +1,158 @@
+"""The process around the application: its address, its log, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from alignvec.errors import AlignvecError
+from alignvec.serve.engine import Engine
+
+_FLUSH = 5  # seconds in which the last responses have to be on their way
+
+
+def address_of(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
+    """The family and address that a host and a port stand for.
+
+    Raises:
+        AlignvecError: there is none.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except (OSError, UnicodeError) as error:
+        raise _not_there(host, port, error) from error
+    return family, address
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket at an address, which is held from now on; port 0 is any that is free.
+
+    Raises:
+        AlignvecError: the port is taken, or the host is not this machine's.
+    """
+    family, address = address_of(host, port)
+    found = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if os.name == "posix":  # elsewhere it would share the port with another server
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+    except OSError as error:
+        found.close()
+        raise _not_there(host, port, error) from error
+    return found
+
+
+def _not_there(host: str, port: int, error: Exception) -> AlignvecError:
+    reason = getattr(error, "strerror", None) or error
+    return AlignvecError(
+        f"cannot serve on {host}, port {port}: {reason}; choose others with --host and --port"
+    )
+
+
+def url_of(found: socket.socket) -> str:
+    """Where a server at this socket is."""
+    host, port = found.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def log_requests() -> None:
+    """A line for each request to stderr, with the time.
+
+    By a way of its own: the command line's says nothing twice, and remembers all it said.
+    """
+    logger = logging.getLogger("alignvec.serve")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger.handlers[:] = [handler]
+    logger.propagate = False
+
+
+def run(
+    app: FastAPI, engine: Engine, found: socket.socket, drain: float, ready: Callable[[], None]
+) -> None:
+    """Serve until SIGINT or SIGTERM; then let what runs finish. A second signal ends at once.
+
+    Args:
+        drain: seconds that running requests have; the others are told that the server stops.
+        ready: called when requests are taken.
+    """
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        ws="none",
+        timeout_graceful_shutdown=_FLUSH,
+    )
+    Server(config, app, engine, drain, ready).run(sockets=[found])
+
+
+class Server(uvicorn.Server):
+    """Uvicorn, with an end of our own."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        app: FastAPI,
+        engine: Engine,
+        drain: float,
+        ready: Callable[[], None],
+    ) -> None:
+        super().__init__(config)
+        self._app = app
+        self._engine = engine
+        self._drain = drain
+        self._ready = ready
+        self._draining: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Uvicorn's; then requests are taken."""
+        await super().startup(sockets)
+        self._ready()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Uvicorn's would raise the signal anew after a clean end, which then looks like none."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+
+        def told(*_: object) -> None:
+            loop.call_soon_threadsafe(self.end)
+
+        before = {one: signal.signal(one, told) for one in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for one, handler in before.items():
+                signal.signal(one, handler)
+
+    def end(self) -> None:
+        """Drain and stop; the second time, stop at once."""
+        if self._draining is None:
+            self._draining = asyncio.get_running_loop().create_task(self._stop())
+        else:
+            self.should_exit = self.force_exit = True
+
+    async def _stop(self) -> None:
+        self._app.state.ready = False
+        try:
+            await self._engine.stop(self._drain)
+        finally:
+            self.should_exit = True

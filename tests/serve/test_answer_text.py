@@ -1,0 +1,87 @@
+"""The text of an answer as its tokens come."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alignvec.base.load import load_tokenizer
+from alignvec.errors import AlignvecError
+from alignvec.serve.text import Text, check_streams
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny):
+    return load_tokenizer(tiny("llama"))
+
+
+@pytest.fixture(scope="module")
+def pieces():
+    """A tokenizer whose tokens are bytes, so that a character may be several."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE({one: at for at, one in enumerate(alphabet)}, []))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=core)
+
+
+def told(text, tokens, last=True):
+    """What is told of some tokens, up to a stop."""
+    found = []
+    for place, token in enumerate(tokens):
+        found.append(text.add(token, last=last and place == len(tokens) - 1))
+        if found[-1].stopped:
+            break
+    return found
+
+
+@given(st.text(alphabet="abc é😀\n", min_size=1, max_size=30))
+@settings(max_examples=50, deadline=None)
+def test_the_parts_are_the_whole_and_no_character_is_cut(pieces, written):
+    found = told(Text(pieces), pieces(written)["input_ids"])
+    assert "".join(one.text for one in found) == written
+    assert [token for one in found for token in one.tokens] == list(range(len(found)))
+
+
+@given(
+    st.text(alphabet="abé", max_size=20),
+    st.lists(st.text(alphabet="abé", min_size=1, max_size=4), max_size=3),
+)
+@settings(max_examples=100, deadline=None)
+def test_a_stop_text_ends_the_answer_before_it_and_is_never_told(pieces, written, stops):
+    found = told(Text(pieces, stops), pieces(written)["input_ids"])
+    at = min((written.find(stop) for stop in stops if stop in written), default=None)
+    # The first that is whole, and of those that become whole with one token the earliest.
+    whole = [written[:end] for end in range(len(written) + 1)]
+    first = next((part for part in whole if any(stop in part for stop in stops)), None)
+    if first is None:
+        assert at is None
+        assert "".join(one.text for one in found) == written
+        assert not any(one.stopped for one in found)
+    else:
+        wanted = first[: min(first.find(stop) for stop in stops if stop in first)]
+        assert "".join(one.text for one in found) == wanted
+        assert found[-1].stopped
+        assert sum(len(one.tokens) for one in found) == len(wanted.encode())
+
+
+def test_what_may_be_a_stop_text_is_held_back_until_it_is_none(pieces):
+    text = Text(pieces, ["xyz"])
+    x, y, q = pieces("xyq")["input_ids"]
+    assert [text.add(one).text for one in (x, y)] == ["", ""]
+    assert text.add(q).text == "xyq"
+    text.add(x)
+    assert text.end().text == "x"
+
+
+def test_special_tokens_and_unknown_ones_have_no_text(tokenizer):
+    text = Text(tokenizer)
+    assert text.add(tokenizer.eos_token_id).text == ""
+    assert text.add(10**6).text == ""
+
+
+def test_a_tokenizer_that_cannot_stream_is_refused():
+    with pytest.raises(AlignvecError, match=r"tokenizer\.json"):
+        check_streams(object())
