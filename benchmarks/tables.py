@@ -23,11 +23,18 @@ def result(name: str) -> dict[str, Any]:
 
 
 def source(*names: str) -> str:
-    """Where numbers come from: the file, the command, the machine, the date."""
+    """Where numbers come from: the file, the command, the machine, the date; of a script that has
+    left, the commit that has it.
+    """
     lines = []
     for name in names:
         made = result(name)["made"]
-        lines.append(f"`results/{name}.json`: `{made['command']}`; {made['on']}; {made['date']}.")
+        script = next((word for word in made["command"].split() if word.endswith(".py")), None)
+        gone = script and not (Path(__file__).parents[1] / script).exists()
+        at = f" (the script is in commit {made['commit']}, no longer here)" if gone else ""
+        lines.append(
+            f"`results/{name}.json`: `{made['command']}`{at}; {made['on']}; {made['date']}."
+        )
     return "\n\n".join(f"*{line}*" for line in lines)
 
 
