@@ -23,11 +23,18 @@ def result(name: str) -> dict[str, Any]:
 
 
 def source(*names: str) -> str:
-    """Where numbers come from: the file, the command, the machine, the date."""
+    """Where numbers come from: the file, the command, the machine, the date; of a script that has
+    left, the commit that has it.
+    """
     lines = []
     for name in names:
         made = result(name)["made"]
-        lines.append(f"`results/{name}.json`: `{made['command']}`; {made['on']}; {made['date']}.")
+        script = next((word for word in made["command"].split() if word.endswith(".py")), None)
+        gone = script and not (Path(__file__).parents[1] / script).exists()
+        at = f" (the script is in commit {made['commit']}, no longer here)" if gone else ""
+        lines.append(
+            f"`results/{name}.json`: `{made['command']}`{at}; {made['on']}; {made['date']}."
+        )
     return "\n\n".join(f"*{line}*" for line in lines)
 
 
@@ -318,6 +325,80 @@ def turning() -> str:
         name = name.replace("1 vectors", "1 vector")
         rows.append([name, f"{fold:.0f} ms", f"{gate:.2f} ms", f"{reload:.0f} ms"])
     return table(["", "`set()`, fold", "`set()`, gate", "write the merged model and load it"], rows)
+
+
+SERVERS = {
+    "alignvec": "**`alignvec serve`, three knobs, a setting a request**",
+    "alignvec bare": "`alignvec serve`, no knobs",
+    "transformers": "`transformers serve`, the level in a system prompt",
+    "transformers batched": "... with its continuous batching",
+}
+
+
+def serve_load() -> str:
+    """Speed and waiting times of each server at each number of clients."""
+
+    def both(seconds: dict[str, float], unit: float = 1.0) -> str:
+        return f"{unit * seconds['p50']:.3g} / {unit * seconds['p99']:.3g}"
+
+    rows = [
+        [
+            text if place == 0 else "",
+            clients,
+            f"{seen['tokens_per_second']:.3g}",
+            both(seen["first"]),
+            both(seen["between"], 1e3),
+        ]
+        for name, text in SERVERS.items()
+        for place, (clients, seen) in enumerate(
+            result("serve_load")["servers"][name]["clients"].items()
+        )
+    ]
+    header = ["", "clients", "tokens/s", "first token, s, p50 / p99", "between two, ms, p50 / p99"]
+    return table(header, rows)
+
+
+def serve_ratios() -> str:
+    """What the issue of the server asks for."""
+    found = result("serve_load")
+    ratios, batch = found["ratios"], found["generate"]["batch"]
+
+    def each(name: str, what: str) -> str:
+        *most, last = (f"{ratios[name][n][what]:.2g}" for n in ratios[name])
+        return f"{', '.join(most)} and {last}"
+
+    *few, many = ratios["transformers"]
+    return (
+        f"At {batch} clients the server gives {share(ratios['generate'])} of the tokens a second "
+        f"that `KnobModel.generate` gives at batch {batch}. At {', '.join(few)} and {many} clients "
+        f"the first token takes {each('alignvec bare', 'first')} times as long as without knobs; "
+        f"tokens come {each('transformers', 'tokens_per_second')} times as fast as from "
+        f"`transformers serve`, {each('transformers batched', 'tokens_per_second')} times as fast "
+        "as with its continuous batching."
+    )
+
+
+def serve_soak() -> str:
+    """What the server held, and whether anything failed."""
+    found = result("serve_soak")
+    held = found["after_the_first_minute"]
+    return (
+        f"{found['seconds'] / 60:.0f} minutes at {found['clients']} clients: {found['answered']:,} "
+        f"answers, {found['errors']} errors; memory {held['first']:.0f} MB after the first minute, "
+        f"{held['last']:.0f} at the end, {held['most']:.0f} at most."
+    )
+
+
+def serve_overload() -> str:
+    """What becomes of clients that there is no room for."""
+    found = result("serve_overload")
+    return (
+        f"{found['clients']} clients where there is room for {found['room']}, for "
+        f"{found['seconds']:.0f} seconds: {found['told_to_come_back']} times 429, "
+        f"{found['of_these_when']} with Retry-After, {found['errors']} errors. "
+        f"{found['seconds_until_recovered']:.1f} s after all had gone, a request was answered as "
+        "before."
+    )
 
 
 SEARCHES = [

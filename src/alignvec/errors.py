@@ -14,6 +14,12 @@ class AlignvecError(Exception):
     """
 
 
+class NoNumbersError(AlignvecError):
+    """A model computes no numbers: a knob is turned too far, or a training diverged. Where many
+    settings are tried it is what one of them gives, and no reason to stop.
+    """
+
+
 def check_known(what: str, name: object, known: Iterable[str]) -> None:
     """Raises: AlignvecError: `name` is none of the known; with the one that may be meant."""
     names = list(known)

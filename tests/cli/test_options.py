@@ -53,6 +53,7 @@ CALLS = {
     "demo": "--out NEW",
     "playground": "--url http://127.0.0.1:9 --port 7870",
     "reproduce": "--model base --part leak --dry-run -o NEW",
+    "serve": "base --vector k=vector --port 0 --state NEW",
     "keys add": "ci --state NEW",
     "keys list": "--state state.sqlite",
     "keys revoke": "ann --state state.sqlite",
@@ -126,6 +127,7 @@ def here(place, tmp_path, monkeypatch):
     monkeypatch.setattr("alignvec.cli.annotation._serve", lambda *_: None)
     monkeypatch.setattr("alignvec.cli.playground._serve", lambda *_: None)
     monkeypatch.setattr("alignvec.reproduce.run.run", lambda *_: None)  # hours
+    monkeypatch.setattr("alignvec.serve.process.run", lambda *_: None)  # until it is stopped
     monkeypatch.setattr("alignvec.data.synthesis.endpoint.Endpoint", lambda *_: missing())
     return tmp_path, place
 

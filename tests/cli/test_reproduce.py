@@ -14,6 +14,12 @@ def test_what_the_paper_takes_is_told_without_its_model(tmp_path, monkeypatch):
     assert plan["parameters"] == 7e9
     assert plan["parts"]["training"]["rows_trained"] > 400
     assert all(part["done"] == 0 for part in plan["parts"].values())
+    needed = plan["bytes"]  # weights, gradients, two moments; three vectors turned together
+    assert (needed["training"], needed["vectors"]) == (4 * 28e9, 3 * 28e9)
+    assert 28e9 < needed["running"] + 1e9 < 58e9
+    assert needed["disk"] < 20 * 28e9  # of 34 trainings: a checkpoint goes when its vector is there
+    told = " ".join(run("reproduce", "--preset", "paper", "--dry-run").stdout.split())
+    assert "112.0 GB of memory where all weights are trained" in told
     assert not list(tmp_path.iterdir())
 
 
@@ -50,6 +56,12 @@ def test_a_part_is_run_and_reported_and_a_second_run_goes_on(tmp_path):
         assert str(out / "report" / "report.html") in run("reproduce", *told).stdout
         assert "40 records" in (out / "report" / "report.md").read_text()
         assert (out / "embedded" / "results" / "data" / "levels.json").exists()
+    summary = json.loads(run("reproduce", *told, "--json").stdout)
+    assert summary["report"] == str(out / "report" / "report.html")
+    assert [one["base"] for one in summary["studies"]] == ["embedded"]
+    assert {row["verdict"] for row in summary["claims"] if "verdict" in row} <= {"not measured"}
+    assert "no results of this part" in summary["missing"]["single"][0]
+    assert "data" not in summary["missing"]
 
 
 def test_hostile_names_stay_within_the_folder(tmp_path):

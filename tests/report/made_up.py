@@ -211,6 +211,15 @@ def training():
     }  # fmt: skip
 
 
+PARTS = {"leak-written": "leak", "together": "behaviours", "base": "single"}
+
+
+def part_of(name):
+    """The part of the study that has a result."""
+    first, second = name.split("/")[:2] if "/" in name else (name, "")
+    return "safety" if second in ("safety", "harmless") else PARTS.get(first, first)
+
+
 def write_study(folder, found=None, domains=DOMAINS, levels=LEVELS, base="made-up-1M", **told):
     """A study's folder as `alignvec reproduce` leaves it."""
     every = results(domains, levels) if found is None else found
@@ -220,6 +229,10 @@ def write_study(folder, found=None, domains=DOMAINS, levels=LEVELS, base="made-u
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "study.json").write_text(json.dumps(about | told))
+    items = {}
+    for name in results(domains, levels):
+        items.setdefault(part_of(name), []).append(name)
+    (folder / "items.json").write_text(json.dumps(items))
     for name, one in every.items():
         file = folder / "results" / f"{name}.json"
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -168,6 +168,43 @@ def test_a_study_under_way_says_what_it_lacks(tmp_path):
     assert write_report([write_study(tmp_path / "none", {})], tmp_path / "empty") is None
 
 
+def test_what_could_not_be_measured_is_told_and_not_drawn(tmp_path):
+    found = results()
+    found["single/legal/along/1.5"] = {"failed": "turned too far"}
+    found["leak-written/along/legal/expert"]["medical"] = {"failed": "turned too far"}
+    found["baselines/legal/soup"] = found["training/along-bank"] = {"failed": "diverged"}
+    found["inference/legal"] = found["behaviours/search"] = {"failed": "turned too far"}
+    page = report_of(tmp_path / "out", write_study(tmp_path / "in", found))
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    lacks = {part["name"]: part["missing"] for part in report["sections"]}
+    assert lacks["single"] == ["1 could not be measured (turned too far): single/legal/along/1.5."]
+    assert lacks["leak"] == [
+        "1 could not be measured (turned too far): leak-written/along/legal/expert: medical."
+    ]
+    assert "diverged" in lacks["baselines"][0]
+    assert "training/along-bank" in lacks["training"][0]
+    assert any("could not be measured (turned too far): inference/legal." in s for s in page.said)
+    tables = {name: rows for part in report["sections"] for name, rows in part["tables"].items()}
+    ours = [row for row in tables["single-1"] if "ours" in row["by"]]
+    assert max(row["at"] for row in ours) == 1
+    assert [row["domain"] for row in tables["inference"]] == ["medical"] * 5
+
+
+def test_what_a_reader_found_later_stands_beside_the_texts(tmp_path):
+    found = results(read=False)
+    found["reading/single/legal/along/1"] = {"": -2.0}
+    found["reading/baselines/legal/soup"] = {"levels/expert": -3.0}
+    write_report([write_study(tmp_path / "in", found)], tmp_path / "out")
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    tables = {name: rows for part in report["sections"] for name, rows in part["tables"].items()}
+    read = [row for row in tables["single-1"] if row["its texts: perplexity"] is not None]
+    assert [(row["at"], row["its texts: perplexity"]) for row in read] == [
+        (1, pytest.approx(7.389, abs=1e-3))
+    ]
+    (row,) = [row for row in tables["baselines"] if row["its texts: perplexity"] is not None]
+    assert (row["by"], row["wanted"]) == ("rewarded soup", "expert")
+
+
 def test_one_domain_other_levels_and_no_reader(tmp_path):
     levels, domains = ("curt", "plain", "warm", "gushing", "fawning"), ("tea",)
     study = write_study(

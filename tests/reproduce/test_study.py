@@ -157,10 +157,17 @@ def test_another_study_in_the_folder_is_refused(whole, base, data):
         pass
 
 
-def test_one_domain_has_no_combinations(base, data, tmp_path):
+@pytest.fixture(scope="module")
+def tea(data, tmp_path_factory):
+    """One of the domains alone."""
     lines = [line for line in Path(data).read_text().splitlines() if '"tea"' in line]
-    (tmp_path / "tea.jsonl").write_text("\n".join(lines))
-    study = Study(base, tmp_path / "s", TINY, str(tmp_path / "tea.jsonl"), LEVELS)
+    file = tmp_path_factory.mktemp("data") / "tea.jsonl"
+    file.write_text("\n".join(lines))
+    return str(file)
+
+
+def test_one_domain_has_no_combinations(base, tea, tmp_path):
+    study = Study(base, tmp_path / "s", TINY, tea, LEVELS)
     names = [item.name for _, item in items_of(study)]
     assert not [name for name in names if name.startswith(("behaviours", "change", "together"))]
     with study.opened():

@@ -1,6 +1,7 @@
 """A server in a thread of this process, as clients meet it."""
 
 import asyncio
+import logging
 import threading
 import time
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from dataclasses import replace
 import httpx
 import openai
 import uvicorn
+from tokenizers import decoders
 
 from alignvec import AlignmentVector, KnobModel
 from alignvec.serve.app import Door, application
@@ -18,6 +20,9 @@ from alignvec.serve.engine import Engine
 from alignvec.serve.process import bound, url_of
 from alignvec.serve.profiles import Profiles
 from alignvec.serve.security import Access
+
+QUESTION = "how long does tea steep?"
+ASK = [{"role": "user", "content": QUESTION}]
 
 
 class Live:
@@ -36,21 +41,25 @@ class Live:
     def quiet(self, seconds=5.0):
         """Wait until nothing runs; whether that came about."""
         end = time.monotonic() + seconds
-        while self.engine.running or self.engine.waiting:
+        steps = None
+        while steps != self.engine.steps or self.engine.running or self.engine.waiting:
             if time.monotonic() > end:
                 return False
-            time.sleep(0.01)
+            steps = self.engine.steps
+            time.sleep(0.05)
         return True
 
 
 @contextmanager
 def live(model, folder, rows=(8, 32), keys=None, default=None, **options):
     """Serve a KnobModel as `tea`; `options` are those of `Door`, `Limits` and `application`."""
+    root = logging.getLogger()  # where a command that ran in this process may have left its own
+    root.handlers[:] = [
+        one for one in root.handlers if not getattr(getattr(one, "stream", None), "closed", False)
+    ]
     engine = Engine(model, *rows)
     profiles = Profiles(folder / "state.sqlite")
-    door = Door(
-        Access(keys), **{k: options.pop(k) for k in ("local", "origins") if k in options}
-    )
+    door = Door(Access(keys), **{k: options.pop(k) for k in ("local", "origins") if k in options})
     limits = Limits(**{k: options.pop(k) for k in ("body", "seconds", "tokens") if k in options})
     dial = Dial("tea", model.vectors, profiles, default or {})
     app = application(engine, dial, profiles, door, limits, **options)
@@ -79,4 +88,6 @@ def tea_model(base, aligned):
     """A base with one knob, `tea`, whose levels are plain=-1 and fine=1."""
     known = {"levels": {"plain": -1.0, "fine": 1.0}, "safe": [-1.5, 1.5]}
     vector = replace(AlignmentVector.extract(base, aligned), calibration=known)
-    return KnobModel.from_pretrained(base, {"tea": vector}, dtype="float32", mode="gate")
+    model = KnobModel.from_pretrained(base, {"tea": vector}, dtype="float32", mode="gate")
+    model.tokenizer.backend_tokenizer.decoder = decoders.Fuse()  # no spaces between letters
+    return model

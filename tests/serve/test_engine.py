@@ -10,7 +10,9 @@ from alignvec.base.prompts import Prompt
 from alignvec.errors import AlignvecError
 from alignvec.evaluate.likelihood import response_scores
 from alignvec.knobs.model import KnobModel
-from alignvec.serve.engine import Busy, Engine, Request, Sampling, Stopped
+from alignvec.serve.engine import Engine
+from alignvec.serve.request import Busy, Request, Stopped
+from alignvec.serve.sampling import Sampling
 from alignvec.vector.alignment_vector import AlignmentVector
 from alignvec.vector.compress import compress
 

@@ -7,15 +7,13 @@ import time
 
 import openai
 import pytest
-from live import live, tea_model
+from live import ASK, QUESTION, live, tea_model
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase as ChatParams
 from openai.types.completion_create_params import CompletionCreateParamsBase as TextParams
 
 from alignvec.serve.chat import ChatRequest
 from alignvec.serve.completion import CompletionRequest
 
-QUESTION = "how long does tea steep?"
-ASK = [{"role": "user", "content": QUESTION}]
 NO_END = {"2": -100}  # the token that ends an answer
 
 
@@ -194,9 +192,10 @@ def test_an_answer_may_come_back_as_it_was_sent(client):
     whole = chat(client, messages=[{"role": "developer", "content": "Be brief."}, *again])
     plain = [*ASK, {"role": "assistant", "content": message.content}, {"role": "user",
              "content": "and ale?"}]  # fmt: skip
-    assert whole.choices == chat(
-        client, messages=[{"role": "system", "content": "Be brief."}, *plain]
-    ).choices
+    assert (
+        whole.choices
+        == chat(client, messages=[{"role": "system", "content": "Be brief."}, *plain]).choices
+    )
 
 
 def test_what_changes_nothing_is_taken(client):
@@ -298,6 +297,17 @@ def test_what_is_wrong_is_refused_with_its_field(served, field):
         assert error["type"] == "invalid_request_error"
 
 
+def test_half_a_character_is_no_text_to_score_either(served):
+    for prompt, response in (("\ud800", "a"), ("a", "\ud800")):
+        field = {"prompt": prompt, "responses": [response]}
+        answer = served.http.post(
+            "/v1/score", content=json.dumps(field), headers={"Content-Type": "application/json"}
+        )
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_value")
+    scored = served.post("/v1/score", {"prompt": "a", "responses": ["b", "cd"]}).json()
+    assert [one["tokens"] for one in scored["data"]] == [1, 2]
+
+
 def test_texts_that_cannot_be_gone_on_with_are_refused(client):
     def refused(**options):
         error = refusal(lambda: complete(client, **options))
@@ -347,9 +357,9 @@ def test_nothing_is_computed_for_a_client_that_has_gone(served, client):
     with pytest.raises(openai.APITimeoutError):
         complete(client, prompt=["a", "b"], max_tokens=400, timeout=0.1)
     assert served.quiet(0.5)
-    before = served.engine.tokens
+    before = served.engine.steps
     time.sleep(0.2)
-    assert served.engine.tokens == before
+    assert served.engine.steps == before
 
 
 def test_requests_share_the_model(client):

@@ -37,7 +37,12 @@ def test_a_key_is_asked_for_as_soon_as_there_is_one(model, tmp_path):
         assert here.post(body=ASK).status_code == 200
         ann, bob = keys.add("ann"), keys.add("bob")
         for path in GUARDED:
-            for headers in ({}, bearer("wrong"), {"Authorization": "Bearer"}, {"Authorization": ann}):
+            for headers in (
+                {},
+                bearer("wrong"),
+                {"Authorization": "Bearer"},
+                {"Authorization": ann},
+            ):
                 answer = here.http.get(path, headers=headers)
                 assert answer.status_code == 401, path
                 assert answer.json()["error"]["code"] == "invalid_api_key"
@@ -58,6 +63,14 @@ def test_a_key_is_asked_for_as_soon_as_there_is_one(model, tmp_path):
         with pytest.raises(openai.AuthenticationError):
             here.client(bob).models.list()
         assert here.post(body=ASK).status_code == 401  # the last is gone: nobody is let in
+
+
+def test_the_key_of_the_environment_is_one_more(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("ALIGNVEC_API_KEY", "sesame")
+    with live(model, tmp_path, keys=Keys(tmp_path / "state.sqlite")) as here:
+        assert here.client("sesame").models.list().data
+        with pytest.raises(openai.AuthenticationError):
+            here.client("open").models.list()
 
 
 def test_a_name_that_points_here_is_not_this_machine(served):

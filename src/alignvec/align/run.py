@@ -37,7 +37,7 @@ from alignvec.base.seen import SEEN, seen_prompts
 from alignvec.base.source import find_base
 from alignvec.base.state import model_state
 from alignvec.data.pairs import PreferencePair
-from alignvec.errors import AlignvecError, one_line
+from alignvec.errors import AlignvecError, NoNumbersError, one_line
 from alignvec.files import atomic_folder, check_free, read_json, write_json
 from alignvec.progress import progress
 from alignvec.vector.adapter import write_adapter
@@ -79,8 +79,8 @@ def align(
         `out`.
 
     Raises:
-        AlignvecError: no pairs, `out` is taken or another run's, the base cannot be loaded, or the
-            loss diverged.
+        AlignvecError: no pairs, `out` is taken or another run's, or the base cannot be loaded.
+        NoNumbersError: the loss diverged.
     """
     settings, beside = settings or AlignSettings(), dict(beside or {})
     if not pairs:
@@ -238,7 +238,7 @@ def _curve(log: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
     """Loss, margin and accuracy of every step.
 
     Raises:
-        AlignvecError: one of them is no number.
+        NoNumbersError: one of them is none.
     """
     curve = [
         {
@@ -253,12 +253,12 @@ def _curve(log: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
     ]
     finite = [math.isfinite(entry["loss"] + entry["margin"]) for entry in curve]
     if finite and not finite[0]:  # nothing had been changed by then
-        raise AlignvecError(
+        raise NoNumbersError(
             "the loss is no number from the first step on: the base computes none; try another "
             "--dtype, or look for what is no number in its weights"
         )
     if not all(finite):
-        raise AlignvecError("training diverged (loss is not a number); lower the learning rate")
+        raise NoNumbersError("training diverged (loss is not a number); lower the learning rate")
     return curve
 
 

@@ -21,7 +21,7 @@ app.add_typer(keys)
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Whose key it is.")]
 
 
-@keys.command(epilog="Example: alignvec keys add ci > ci.key")
+@keys.command(epilog="Example: alignvec keys add ci")
 def add(name: Name, state: StateFile = STATE, as_json: AsJson = False) -> None:
     """Make a key and print it, this once: what is kept is its hash."""
     from alignvec.serve.keys import Keys

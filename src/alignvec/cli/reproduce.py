@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from alignvec.cli.inputs import levels_of
-from alignvec.cli.options import Data, Device, Dtype, EndpointOption, LevelNames
+from alignvec.cli.options import AsJson, Data, Device, Dtype, EndpointOption, LevelNames
 from alignvec.cli.output import print_json, print_table
 from alignvec.errors import AlignvecError, check_known
 
@@ -66,9 +66,7 @@ def reproduce(
     ] = False,
     dtype: Dtype = None,
     device: Device = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="With --dry-run: as JSON on stdout.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """The study of the paper: trained, measured by likelihood and by what is written, reported.
 
@@ -113,13 +111,17 @@ def reproduce(
     if out is None or dry_run:
         _tell(studies, part, as_json)
         return
-    from alignvec.report.study import write_report
+    from alignvec.report.study import summary, write_report
 
     for study in studies:
         with study.opened():
             run(study, part)
-    write_report([study.out for study in studies], out / _REPORT)
-    typer.echo(f"report: {out / _REPORT / 'report.html'}")
+    report = out / _REPORT
+    write_report([study.out for study in studies], report)
+    if as_json:
+        print_json(summary(report))
+        return
+    typer.echo(f"report: {report / 'report.html'}")
 
 
 def _tell(studies: list[Study], parts: list[str], as_json: bool) -> None:

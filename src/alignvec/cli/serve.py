@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from alignvec.cli.inputs import knob_model
 from alignvec.cli.options import STATE, AnyBase, BaseArgument, Device, Dtype, StateFile, Vectors
 from alignvec.errors import AlignvecError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 app = typer.Typer()
 
@@ -97,6 +102,8 @@ def serve(
     from alignvec.knobs.setting import parse_setting
     from alignvec.route.router import Router
 
+    if math.isnan(timeout) or math.isnan(drain):
+        raise AlignvecError("--timeout and --drain are seconds")
     default = parse_setting(setting) if setting else {}
     access = Access(Keys(state))
     address = address_of(host, port)[1][0]
@@ -113,7 +120,9 @@ def serve(
         door = Door(access, is_local(address), host, cors)
         limits = Limits(max_body, timeout, max_tokens)
         url = url_of(found)
-        made = application(engine, dial, profiles, door, limits, log_prompts)
+        here = url.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")
+        page = None if no_page else _playground(here)
+        made = application(engine, dial, profiles, door, limits, log_prompts, page)
         log_requests()
         knobs = ", ".join(model.vectors) or "none"
         run(
@@ -125,10 +134,18 @@ def serve(
         )
 
 
+def _playground(url: str) -> Callable[[FastAPI], None] | None:
+    """What mounts the page of a server at this address; None without Gradio."""
+    try:
+        from alignvec.serve.playground.site import mount
+    except ImportError:
+        return None
+    return lambda made: mount(made, url)
+
+
 def _name(base: str) -> str:
     """Of a path its last part; a hub id without its revision."""
-    return (
-        Path(base).stem
-        if Path(base).suffix == ".gguf"
-        else (Path(base).name if Path(base).exists() else base.partition("@")[0])
-    )
+    path = Path(base)
+    if not path.exists():
+        return base.partition("@")[0]
+    return path.stem if path.suffix == ".gguf" else path.resolve().name

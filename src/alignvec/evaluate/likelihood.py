@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from alignvec.base.branching import read_rows
 from alignvec.base.logprobs import NO_NUMBERS, Row
-from alignvec.errors import AlignvecError
+from alignvec.errors import AlignvecError, NoNumbersError
 from alignvec.progress import progress
 
 
@@ -33,7 +33,8 @@ def response_scores(
         Natural-log likelihoods per token, `[row][response]`, in the order given.
 
     Raises:
-        AlignvecError: a response has no tokens, or a likelihood is no number.
+        AlignvecError: a response has no tokens.
+        NoNumbersError: a likelihood is none.
     """
     if not all(response for row in rows for response in row.responses):
         raise AlignvecError("a response has no tokens: it has no likelihood")
@@ -56,7 +57,7 @@ def response_scores(
                 results[index] = [of[tuple(response)] for response in rows[index].responses]
             bar.update(len(batch))
     if not all(math.isfinite(value) for row in results for value in row):
-        raise AlignvecError(NO_NUMBERS)
+        raise NoNumbersError(NO_NUMBERS)
     return results
 
 

@@ -23,7 +23,7 @@ from alignvec.base.messages import Conversation, Messages, conversations, last_q
 from alignvec.base.prompts import Prompt
 from alignvec.base.state import model_state
 from alignvec.base.wrappers import plain_model
-from alignvec.errors import AlignvecError, check_known
+from alignvec.errors import AlignvecError, NoNumbersError, check_known
 from alignvec.files import hash_of
 from alignvec.knobs.fold import Fold
 from alignvec.knobs.gate import Gate
@@ -233,6 +233,7 @@ class KnobModel:
 
         Raises:
             AlignvecError: the number of settings is not that of conversations, or one is wrong.
+            NoNumbersError: a first token has no likelihood.
         """
         chats = conversations(messages)
         if not chats:
@@ -330,7 +331,7 @@ class _StopAtNaN:
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if self._first and no_numbers(scores).any():
-            raise AlignvecError(NO_NUMBERS)
+            raise NoNumbersError(NO_NUMBERS)
         self._first = False
         return scores
 

@@ -10,7 +10,7 @@ from typing import Any
 from alignvec.evaluate.retention import RetentionProbe
 from alignvec.reproduce.item import Item, Work
 from alignvec.reproduce.study import Study
-from alignvec.reproduce.training import WAYS, knobs_of
+from alignvec.reproduce.training import WAYS, knobs_of, trainings
 
 TITLE = "Abilities"
 _PIECES = 13  # rows that are about as long as the neutral text
@@ -21,7 +21,8 @@ def items(study: Study) -> Iterator[Item]:
     work = Work(scored=_PIECES * (1 + len(study.scale.strengths)))
     for domain in study.domains:
         for way in WAYS:
-            yield Item(f"ability/{domain}/{way}", partial(_kept, study, way, domain), work)
+            run, shared = partial(_kept, study, way, domain), trainings(study, way, [domain])
+            yield Item(f"ability/{domain}/{way}", run, work, shared)
 
 
 def _kept(study: Study, way: str, domain: str) -> list[dict[str, Any]]:

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from alignvec.data.pairs import preference_pairs
+from alignvec.errors import NoNumbersError
 from alignvec.evaluate.rates import rates_of
 from alignvec.reproduce.dera import DeRa
-from alignvec.reproduce.item import Item, Work
+from alignvec.reproduce.item import Item, Shared, Work
 from alignvec.reproduce.steering import Steered
 from alignvec.reproduce.steering_choice import Choice, choose
 from alignvec.reproduce.steering_vectors import BiPOSettings, bipo, difference_of_means
@@ -31,12 +32,14 @@ from alignvec.reproduce.training import (
     ALONG,
     ONE_SIDED,
     aligned_model,
+    extracted,
     knobs_of,
     record_of,
     seconds_of,
+    trainings,
+    turning,
     vector,
 )
-from alignvec.vector.alignment_vector import AlignmentVector
 
 TITLE = "Baselines at test time"
 _TURNS = (-2.0, -1.5, -1.0, -0.5, 0.5, 1.0, 1.5, 2.0)
@@ -45,6 +48,7 @@ STRENGTHS: dict[str, Sequence[float]] = {
     "steering": _TURNS, "bipo": _TURNS, "dera": _TURNS, "soup": _BETWEEN, "scaled": _TURNS,
 }  # fmt: skip
 WAYS = (*STRENGTHS, "along")
+_OF_PAPER = ("dera", "soup", "scaled")  # made of its vector
 Turning = Callable[[float], Subject]  # from a strength
 Made = tuple[Turning, float]  # and the seconds of the training, or of finding a vector
 
@@ -55,14 +59,28 @@ def items(study: Study) -> Iterator[Item]:
         each = study.work_of([domain])
         train = len(study.records(domain, "train"))
         for way in WAYS:
+            if way == "along":
+                yield Item(
+                    f"baselines/{domain}/{way}", partial(_measured, study, domain, way),
+                    shared=_at_places(study, domain),
+                )  # fmt: skip
+                continue
             made = {"bipo": study.scale.steering * 4, "soup": train * study.scale.epochs}
             work = Work(
                 trained=made.get(way, 0),
-                scored=study.scale.searched * len(STRENGTHS.get(way, ()))
-                + each.scored * len(study.levels),
+                scored=study.scale.searched * len(STRENGTHS[way]) + each.scored * len(study.levels),
                 written=each.written * len(study.levels) * (2 if way == "dera" else 1),
             )
-            yield Item(f"baselines/{domain}/{way}", partial(_measured, study, domain, way), work)
+            trained = trainings(study, ONE_SIDED, [domain] if way in _OF_PAPER else [])
+            run = partial(_measured, study, domain, way)
+            yield Item(f"baselines/{domain}/{way}", run, work, trained)
+
+
+def _at_places(study: Study, domain: str) -> Shared:
+    found: dict[str, Work] = {}
+    for at in study.places.values():
+        found |= turning(study, ALONG, {domain: at}, [domain])
+    return found
 
 
 def _measured(study: Study, domain: str, way: str) -> dict[str, Any]:
@@ -83,15 +101,26 @@ def _measured(study: Study, domain: str, way: str) -> dict[str, Any]:
 def _best(
     study: Study, domain: str, turned: Turning, strengths: Sequence[float]
 ) -> dict[str, float]:
-    """Level -> the strength where its rate is highest, the smallest turn among equals."""
+    """Level -> the strength where its rate is highest, the smallest turn among equals, of those
+    where there are numbers.
+
+    Raises:
+        NoNumbersError: there are none at any.
+    """
     some = study.records(domain, "validation")[: study.scale.searched]
-    rates = {
-        strength: rates_of(turned(strength).scores(some, study.levels), study.levels).rate
-        for strength in strengths
-    }
+    rates: dict[float, dict[str, float]] = {}
+    for strength in strengths:
+        try:
+            scores = turned(strength).scores(some, study.levels)
+        except NoNumbersError as error:
+            why = error
+        else:
+            rates[strength] = rates_of(scores, study.levels).rate
+    if not rates:
+        raise why
 
     def best(level: str) -> float:
-        return max(strengths, key=lambda strength: (rates[strength][level], -abs(strength)))
+        return max(rates, key=lambda strength: (rates[strength][level], -abs(strength)))
 
     return {level: best(level) for level in study.levels}
 
@@ -124,12 +153,13 @@ def _dera(study: Study, domain: str) -> Made:
 
 def _soup(study: Study, domain: str) -> Made:
     """At 0 the model that was trained towards the low end, at 1 that towards the high one."""
-    low = study.out / "vectors" / "low" / domain
     name = f"low-{domain}"
-    if not low.exists():
+
+    def train() -> Path:
         pairs = list(preference_pairs(study.records(domain, "train"), study.levels))
-        aligned = aligned_model(study, name, pairs, study.scale.method)
-        AlignmentVector.extract(study.base, aligned).save_pretrained(low)
+        return aligned_model(study, name, pairs, study.scale.method)
+
+    low = extracted(study, f"low/{domain}", name, train)
     ends: dict[str, Path] = {"low": low, "high": vector(study, ONE_SIDED, domain)}
     model = study.knobs(ends)
     seconds = float(record_of(study, name)["seconds"]) + seconds_of(study, ONE_SIDED, domain)

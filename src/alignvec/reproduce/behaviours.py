@@ -15,18 +15,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 from alignvec.data.pairs import PreferencePair, preference_pairs
-from alignvec.reproduce.item import Item, Work
+from alignvec.reproduce.item import Item, Shared, Work
 from alignvec.reproduce.prompting import Prompted, system_prompt, with_system
 from alignvec.reproduce.study import Study
 from alignvec.reproduce.subject import Subject, Turned
-from alignvec.reproduce.training import ALONG, ONE_SIDED, aligned_model, knobs_of
+from alignvec.reproduce.training import (
+    ALONG,
+    ONE_SIDED,
+    aligned_model,
+    extracted,
+    forget,
+    knobs_of,
+    trainings,
+    turning,
+)
 from alignvec.route import Router
 from alignvec.search import Target, behaviours, search
 from alignvec.search.target import format_target
-from alignvec.vector.alignment_vector import AlignmentVector
 
 TITLE = "Several domains"
 SEARCHED = ("added", "routed", "grid", "prompting")
@@ -36,26 +45,57 @@ def items(study: Study) -> Iterator[Item]:
     """The search, then each target in each way; retraining of some; one, two and three knobs."""
     if len(study.domains) < 2:
         return
-    rows = {domain: len(study.records(domain, "train")) for domain in study.domains}
     work = study.work_of(study.domains)
     targets = list(behaviours(study.domains, study.levels))
-    passes = len(study.scale.grid) ** len(study.domains)
-    searched = study.scale.searched * len(study.domains)
-    yield Item("behaviours/search", partial(_searched, study), Work(scored=passes * searched))
+    yield search_item(study)
     yield Item("behaviours/router", partial(_routing, study), Work(scored=work.scored))
     for way in SEARCHED:
         for target in _spread(targets, study.scale.targets):
             run = partial(_reached, study, way, target)
-            yield Item(f"behaviours/{way}/{format_target(target)}", run, work)
-    for target in retrained(study):
-        run = partial(_retrained, study, target)
-        joint = work + Work(trained=sum(rows.values()) * study.scale.epochs)
-        yield Item(f"behaviours/retrained/{format_target(target)}", run, joint)
+            name = f"behaviours/{way}/{format_target(target)}"
+            if way == "added":
+                shared = turning(study, ALONG, _places(study, target), study.domains)
+                yield Item(name, run, shared=shared)
+            else:
+                yield Item(name, run, work, _needed(study, way))
+    yield from retrainings(study)
     top = study.levels[-1]
     for number in range(1, len(study.domains) + 1):
         for domains in combinations(study.domains, number):
-            run = partial(_together, study, dict.fromkeys(domains, study.places[top]))
-            yield Item(f"together/{number}/{','.join(domains)}", run, work)
+            setting = dict.fromkeys(domains, study.places[top])
+            shared = turning(study, ALONG, setting, domains)
+            run = partial(_together, study, setting)
+            yield Item(f"together/{number}/{','.join(domains)}", run, shared=shared)
+
+
+def search_item(study: Study) -> Item:
+    """The paper's search, for all behaviours at once."""
+    passes = len(study.scale.grid) ** len(study.domains)
+    searched = study.scale.searched * len(study.domains)
+    shared = {"search": Work(scored=passes * searched)}
+    shared |= trainings(study, ONE_SIDED, study.domains)
+    return Item("behaviours/search", partial(_searched, study), shared=shared)
+
+
+def retrainings(study: Study) -> Iterator[Item]:
+    """An item a behaviour that a model is retrained for."""
+    rows = sum(len(study.records(domain, "train")) for domain in study.domains)
+    each = study.work_of(study.domains) + Work(trained=rows * study.scale.epochs)
+    for target in retrained(study):
+        name = f"behaviours/retrained/{format_target(target)}"
+        run = partial(_retrained, study, target)
+        yield Item(name, run, shared={retrained_name(target): each})
+
+
+def _needed(study: Study, way: str) -> Shared:
+    """What a way has to have first."""
+    if way == "grid":
+        return search_item(study).shared
+    return trainings(study, ALONG, study.domains) if way == "routed" else {}
+
+
+def _places(study: Study, target: Target) -> dict[str, float]:
+    return {domain: study.places[level] for domain, level in target.items()}
 
 
 def retrained(study: Study) -> list[Target]:
@@ -117,13 +157,13 @@ def _routing(study: Study) -> dict[str, Any]:
 
 
 def _reached(study: Study, way: str, target: Target) -> dict[str, Any]:
-    places = {domain: study.places[level] for domain, level in target.items()}
+    places = _places(study, target)
     if way == "prompting":
         return _measured(
             study, Prompted(study.knobs({}), with_system(system_prompt(target))), target
         )
     if way == "grid":
-        found = study.once(next(items(study)))["found"]
+        found = study.once(search_item(study))["found"]
         places = next(one["setting"] for one in found if one["target"] == target)
         return _measured(study, Turned(knobs_of(study, ONE_SIDED), places), target)
     router = _router(study) if way == "routed" else None
@@ -131,13 +171,20 @@ def _reached(study: Study, way: str, target: Target) -> dict[str, Any]:
 
 
 def _retrained(study: Study, target: Target) -> dict[str, Any]:
-    pairs = [pair for domain, level in target.items() for pair in _towards(study, domain, level)]
+    """A vector of all weights is as large as the model, and asked for here alone: those that have
+    been measured go.
+    """
     name = retrained_name(target)
-    folder = study.out / "vectors" / name
-    if not folder.exists():
-        aligned = aligned_model(study, name, pairs, study.scale.method)
-        AlignmentVector.extract(study.base, aligned).save_pretrained(folder)
-    model = study.knobs({"all": folder})
+    if study.scale.method == "full":
+        for other, item in zip(retrained(study), retrainings(study), strict=True):
+            if study.done(item):
+                forget(study, retrained_name(other))
+
+    def train() -> Path:
+        pairs = [one for domain, level in target.items() for one in _towards(study, domain, level)]
+        return aligned_model(study, name, pairs, study.scale.method)
+
+    model = study.knobs({"all": extracted(study, name, name, train)})
     return _measured(study, Turned(model, {"all": 1.0}), target)
 
 

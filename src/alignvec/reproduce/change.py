@@ -12,9 +12,9 @@ from statistics import mean
 from typing import Any
 
 from alignvec.reproduce import behaviours
-from alignvec.reproduce.item import Item, Work
+from alignvec.reproduce.item import Item, Shared
 from alignvec.reproduce.study import Study
-from alignvec.reproduce.training import ALONG, ONE_SIDED, record_of, vector
+from alignvec.reproduce.training import ALONG, ONE_SIDED, record_of, trainings, vector
 from alignvec.search.target import format_target
 
 TITLE = "Cost of change"
@@ -23,14 +23,24 @@ TITLE = "Cost of change"
 def items(study: Study) -> Iterator[Item]:
     """One item, after several domains."""
     if len(study.domains) > 1:
-        yield Item("change", partial(_counted, study), Work())
+        shared: Shared = {}
+        for one in _timed(study):
+            shared = {**shared, **one.shared}
+        for way in (ALONG, ONE_SIDED):
+            shared = {**shared, **trainings(study, way, study.domains)}
+        yield Item("change", partial(_counted, study), shared=shared)
+
+
+def _timed(study: Study) -> Iterator[Item]:
+    """What of the other parts is timed."""
+    yield behaviours.search_item(study)
+    yield from behaviours.retrainings(study)
 
 
 def _counted(study: Study) -> dict[str, Any]:
     """Seconds of each way; a retraining that was not run counts as the mean of those that were."""
-    for item in behaviours.items(study):
-        if "retrained" in item.name or item.name == "behaviours/search":
-            study.once(item)
+    for item in _timed(study):
+        study.once(item)
     for domain in study.domains:
         for way in (ALONG, ONE_SIDED):
             vector(study, way, domain)

@@ -14,7 +14,7 @@ from alignvec.base.checkpoint import CheckpointWeights
 from alignvec.base.source import find_base
 from alignvec.errors import AlignvecError
 from alignvec.files import read_object
-from alignvec.reproduce.item import Item, Work
+from alignvec.reproduce.item import Item, Work, works
 from alignvec.reproduce.study import Study
 
 _ROW = 300  # tokens of a query with the responses of three levels
@@ -48,11 +48,10 @@ class Cost:
         """The cost of a study's work, corrected by the items that are done."""
         device = study.device or ("cuda" if torch.cuda.is_available() else "cpu")
         plain = cls(parameters_of(study.base), device.partition(":")[0], study.scale.tokens)
-        took = [(plain.seconds(item.work), _took(study.file(item.name))) for item in done]
-        took = [(expected, seconds) for expected, seconds in took if expected > 0]
-        if not took:
-            return plain
-        ratio = sum(seconds for _, seconds in took) / sum(expected for expected, _ in took)
+        items = list(done)
+        expected = sum(map(plain.seconds, works(items)))
+        took = sum(_took(study.file(item.name)) for item in items)
+        ratio = took / expected if expected > 0 else 1.0
         return cls(plain.parameters, plain.device, plain.tokens, ratio)
 
     def seconds(self, work: Work) -> float:

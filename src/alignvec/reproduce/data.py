@@ -11,7 +11,7 @@ from typing import Any
 
 from alignvec.data.quality.clean import clean
 from alignvec.data.quality.stats import statistics
-from alignvec.reproduce.item import Item, Work
+from alignvec.reproduce.item import Item
 from alignvec.reproduce.study import Study
 
 TITLE = "Data"
@@ -19,9 +19,9 @@ TITLE = "Data"
 
 def items(study: Study) -> Iterator[Item]:
     """Three items, none of which runs a model."""
-    yield Item("data/statistics", partial(_statistics, study), Work())
-    yield Item("data/cleaning", partial(_cleaning, study), Work())
-    yield Item("data/levels", partial(_levels, study), Work())
+    yield Item("data/statistics", partial(_statistics, study))
+    yield Item("data/cleaning", partial(_cleaning, study))
+    yield Item("data/levels", partial(_levels, study))
 
 
 def _statistics(study: Study) -> dict[str, Any]:

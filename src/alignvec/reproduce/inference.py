@@ -23,7 +23,7 @@ from alignvec.knobs.model import KnobModel
 from alignvec.reproduce.item import Item, Work
 from alignvec.reproduce.prompting import Prompted, system_prompt, with_examples, with_system
 from alignvec.reproduce.study import Study
-from alignvec.reproduce.training import ALONG, vector
+from alignvec.reproduce.training import ALONG, trainings, vector
 
 TITLE = "Cost of inference"
 WAYS = ("base", "system prompt", "few-shot", "gated", "folded")
@@ -35,7 +35,8 @@ def items(study: Study) -> Iterator[Item]:
     for domain in study.domains:
         answers = min(len(study.records(domain, "test")), study.scale.answers)
         work = Work(written=answers * len(WAYS) * _ROUNDS)
-        yield Item(f"inference/{domain}", partial(_compared, study, domain), work)
+        shared = trainings(study, ALONG, [domain])
+        yield Item(f"inference/{domain}", partial(_compared, study, domain), work, shared)
 
 
 def _compared(study: Study, domain: str) -> dict[str, Any]:

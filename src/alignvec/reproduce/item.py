@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -27,6 +27,9 @@ class Work:
         )
 
 
+Shared = Mapping[str, Work]
+
+
 @dataclass(frozen=True)
 class Item:
     """A result of a part.
@@ -34,13 +37,30 @@ class Item:
     Attributes:
         name: of its file, parts with slashes between.
         run: computes it, as JSON.
+        work: that it does for itself.
+        shared: work that other items may have done for it already, by name: trainings, and what is
+            measured of the same setting.
     """
 
     name: str
     run: Callable[[], Any]
-    work: Work
+    work: Work = Work()
+    shared: Shared = field(default_factory=dict)
 
 
-def total(items: Sequence[Item]) -> Work:
-    """The work of all."""
-    return sum((item.work for item in items), Work())
+def total(some: Iterable[Work]) -> Work:
+    """All in one."""
+    return sum(some, Work())
+
+
+def works(items: Iterable[Item], done: Iterable[Item] = ()) -> list[Work]:
+    """The work of each item, in this order after those that are done: what several share is that of
+    the first.
+    """
+    there = {name for item in done for name in item.shared}
+    found = []
+    for item in items:
+        new = [work for name, work in item.shared.items() if name not in there]
+        there |= item.shared.keys()
+        found.append(total([item.work, *new]))
+    return found

@@ -13,8 +13,8 @@ from alignvec.data.synthesis.chat import Chat
 from alignvec.evaluate.chat_judge import ChatJudge, kappa, rubric
 from alignvec.evaluate.judged import judged
 from alignvec.reproduce import baselines, single_domain
-from alignvec.reproduce.item import Item, Work
-from alignvec.reproduce.study import Study
+from alignvec.reproduce.item import Item
+from alignvec.reproduce.study import FAILED, Study
 
 TITLE = "Second judge"
 
@@ -28,7 +28,7 @@ def items(study: Study) -> Iterator[Item]:
             kind, domain = item.name.split("/")[:2]
             if kind != "base":
                 run = partial(_read, study, study.chat, domain, item)
-                yield Item(f"judging/{item.name}", run, Work())
+                yield Item(f"judging/{item.name}", run)
 
 
 def _read(study: Study, chat: Chat, domain: str, item: Item) -> dict[str, Any]:
@@ -40,6 +40,8 @@ def _read(study: Study, chat: Chat, domain: str, item: Item) -> dict[str, Any]:
 
 
 def _told(study: Study, chat: Chat, domain: str, result: Mapping[str, Any]) -> dict[str, Any]:
+    if FAILED in result:
+        return {FAILED: result[FAILED]}
     texts = result["answers"]
     asked = [one.prompt for one in study.records(domain, "test")[: len(texts)]]
     told = rubric(study.records(domain, "train"), study.levels)

@@ -14,52 +14,54 @@ from typing import Any
 from alignvec.evaluate.leak import Leak
 from alignvec.evaluate.retention import RetentionProbe
 from alignvec.reproduce.item import Item, Work
-from alignvec.reproduce.study import Study
+from alignvec.reproduce.study import FAILED, Study
 from alignvec.reproduce.subject import Turned
-from alignvec.reproduce.training import WAYS, knobs_of
+from alignvec.reproduce.training import WAYS, knobs_of, turning
 
 TITLE = "Over-generalisation"
 
 
 def items(study: Study) -> Iterator[Item]:
     """A setting at a time, then the matrix of a way."""
-    work = study.work_of(study.domains)
     for way in WAYS:
-        yield from _settings(study, way, work)
-        yield Item(f"leak/{way}", partial(_matrix, study, way, work), Work(scored=40))
+        yield from _settings(study, way)
+        shared = turning(study, way, {}, study.domains)
+        yield Item(f"leak/{way}", partial(_matrix, study, way), Work(scored=40), shared)
 
 
-def _settings(study: Study, way: str, work: Work) -> Iterator[Item]:
+def _settings(study: Study, way: str) -> Iterator[Item]:
     for knob in study.domains:
         for level in study.levels:
-            run = partial(_everywhere, study, way, {knob: study.places[level]})
-            yield Item(f"leak-written/{way}/{knob}/{level}", run, work)
+            setting = {knob: study.places[level]}
+            run = partial(_everywhere, study, way, setting)
+            shared = turning(study, way, setting, study.domains)
+            yield Item(f"leak-written/{way}/{knob}/{level}", run, shared=shared)
 
 
 def _everywhere(study: Study, way: str, setting: dict[str, float]) -> dict[str, Any]:
-    """Domain -> what a setting does there."""
-    subject = Turned(knobs_of(study, way), setting)
+    """Domain -> what a setting does there. Only its own knobs are loaded."""
+    model = knobs_of(study, way, list(setting)) if setting else study.knobs({})
+    subject = Turned(model, setting)
     return {domain: study.measure(subject, domain) for domain in study.domains}
 
 
-def _matrix(study: Study, way: str, work: Work) -> list[dict[str, Any]]:
-    turned = {item.name: study.once(item) for item in _settings(study, way, work)}
+def _matrix(study: Study, way: str) -> list[dict[str, Any]]:
+    """A knob at a time. Where the base, or a knob turned, computes no numbers, nothing rises."""
+    turned = {item.name: study.once(item) for item in _settings(study, way)}
     base = _everywhere(study, way, {})
-    probe = RetentionProbe(knobs_of(study, way))
 
     def rises(knob: str, level: str) -> dict[str, float]:
         found = turned[f"leak-written/{way}/{knob}/{level}"]
         return {
             domain: one["rates"]["rate"][level] - base[domain]["rates"]["rate"][level]
             for domain, one in found.items()
+            if FAILED not in one and FAILED not in base[domain]
         }
 
-    return [
-        Leak(
-            knob,
-            knob,
-            {level: rises(knob, level) for level in study.levels},
-            {level: probe({knob: at}).kl for level, at in study.places.items()},
-        ).to_json()
-        for knob in study.domains
-    ]
+    found = []
+    for knob in study.domains:
+        probe = RetentionProbe(knobs_of(study, way, [knob]))
+        effect = {level: rises(knob, level) for level in study.levels}
+        neutral = {level: probe({knob: at}).kl for level, at in study.places.items()}
+        found.append(Leak(knob, knob, effect, neutral).to_json())
+    return found

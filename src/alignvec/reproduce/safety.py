@@ -11,23 +11,23 @@ from functools import cache, partial
 from typing import Any
 
 from alignvec.evaluate.judge import LevelClassifier
-from alignvec.reproduce.item import Item, Work
+from alignvec.reproduce.item import Item
 from alignvec.reproduce.study import ANSWERED, HARMLESS, SAFE, SAFETY, Study
 from alignvec.reproduce.subject import Subject, Turned
-from alignvec.reproduce.training import knobs_of, turns
+from alignvec.reproduce.training import knobs_of, turning, turns
 
 TITLE = "Safety"
 
 
 def items(study: Study) -> Iterator[Item]:
     """Each way at each strength."""
-    work = study.work_of([SAFETY, HARMLESS])
     for kind in (SAFETY, HARMLESS):
         yield study.base_item(kind)
-    yield Item("safety/judges", partial(_judges, study), Work())
+    yield Item("safety/judges", partial(_judges, study))
     for way, strength in turns(study.scale.strengths):
         run = partial(_turned, study, way, strength)
-        yield Item(f"safety/{way}/{strength:g}", run, work)
+        shared = turning(study, way, {SAFETY: strength}, [SAFETY, HARMLESS])
+        yield Item(f"safety/{way}/{strength:g}", run, shared=shared)
 
 
 def measured_safety(study: Study, subject: Subject) -> dict[str, Any]:

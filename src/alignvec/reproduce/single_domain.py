@@ -14,7 +14,7 @@ from alignvec.reproduce.item import Item
 from alignvec.reproduce.prompting import Prompted, system_prompt, with_examples, with_system
 from alignvec.reproduce.study import Study
 from alignvec.reproduce.subject import Turned
-from alignvec.reproduce.training import knobs_of, turns
+from alignvec.reproduce.training import knobs_of, turning, turns
 
 TITLE = "One domain"
 
@@ -26,7 +26,8 @@ def items(study: Study) -> Iterator[Item]:
         yield study.base_item(domain)
         for way, strength in turns(study.scale.strengths):
             run = partial(_turned, study, way, domain, strength)
-            yield Item(f"single/{domain}/{way}/{strength:g}", run, work)
+            shared = turning(study, way, {domain: strength}, [domain])
+            yield Item(f"single/{domain}/{way}/{strength:g}", run, shared=shared)
         for kind in ("system", "few-shot"):
             for level in study.levels:
                 run = partial(_prompted, study, kind, domain, level)

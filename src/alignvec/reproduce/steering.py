@@ -25,7 +25,7 @@ from alignvec.base.logprobs import Row
 from alignvec.base.messages import Messages
 from alignvec.base.prompts import Prompt
 from alignvec.data import Record
-from alignvec.errors import AlignvecError
+from alignvec.errors import AlignvecError, NoNumbersError
 from alignvec.evaluate.likelihood import response_scores
 from alignvec.evaluate.rates import response_rows
 from alignvec.knobs.model import KnobModel
@@ -52,13 +52,15 @@ class Steered:
             strength: how often; 0 is the base, below 0 the opposite.
 
         Raises:
-            AlignvecError: no such layer, a vector of another width, or numbers that are not finite.
+            AlignvecError: no such layer, or a vector of another width.
+            NoNumbersError: the vector's are not finite.
         """
         self.model, self.tokenizer, self.layer = model, tokenizer, layer
         self.added = strength * vector.detach()
         width = model.config.get_text_config().hidden_size
-        if vector.shape != (width,) or not self.added.isfinite().all():
-            raise AlignvecError(
+        fits = vector.shape == (width,)
+        if not fits or not self.added.isfinite().all():
+            raise (NoNumbersError if fits else AlignvecError)(
                 f"what steers this model is {width} finite numbers, not a vector of shape "
                 f"{list(vector.shape)} times {strength:g}; take one found on this model, or turn "
                 "it less far"

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignvec.data import Record
+from alignvec.errors import NoNumbersError
 from alignvec.evaluate.rates import wins
 from alignvec.progress import progress
 from alignvec.reproduce.steering import Steered
@@ -51,13 +52,16 @@ def choose(
 ) -> Choice:
     """The layer and strength that move the rate of `high` over `low` farthest between both ends.
 
-    A strength that makes the text it is for unlikely breaks the model: beside the lowest of each
-    layer, those count at whose ends the wanted level's responses are at most .25 nats a token less
-    likely than to the base. Of equal spreads the larger margin is taken.
+    A strength that leaves no numbers, or makes the text it is for unlikely, breaks the model:
+    beside the lowest of each layer, those count at whose ends the wanted level's responses are at
+    most .25 nats a token less likely than to the base. Of equal spreads the larger margin is taken.
 
     Args:
         records: some for validation; the vectors are of others.
         vector_at: a vector for a layer.
+
+    Raises:
+        NoNumbersError: none of them leaves any.
     """
     depth = model.config.get_text_config().num_hidden_layers
     layers = list(dict.fromkeys(min(depth - 1, int(depth * share)) for share in depths))
@@ -71,7 +75,12 @@ def choose(
         for layer in layers:
             vector = vector_at(layer)
             for strength in sorted(strengths):
-                ends = [scores(vector, layer, sign * strength) for sign in (-1, 1)]
+                bar.update()
+                try:
+                    ends = [scores(vector, layer, sign * strength) for sign in (-1, 1)]
+                except NoNumbersError as error:
+                    why = error
+                    continue
                 wanted = np.array([end[:, level].mean() for level, end in enumerate(ends)])
                 below, above = (wins(end)[:, 1].mean() for end in ends)
                 away, towards = ((end[:, 1] - end[:, 0]).mean() for end in ends)
@@ -79,5 +88,6 @@ def choose(
                 lost = bool((wanted < base - _LOST).any())
                 if not lost or strength == min(strengths):
                     tried.append(one)
-                bar.update()
+    if not tried:
+        raise why
     return max(tried, key=lambda one: (one.spread, one.margin))

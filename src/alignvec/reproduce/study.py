@@ -21,14 +21,16 @@ from alignvec.data.line import Places, spaced
 from alignvec.data.sources import BUILTIN
 from alignvec.data.splits import SPLITS
 from alignvec.data.synthesis.chat import Chat
-from alignvec.errors import AlignvecError
+from alignvec.data.words import words
+from alignvec.errors import AlignvecError, NoNumbersError
 from alignvec.evaluate.broken import Bounds
 from alignvec.evaluate.judge import Judge, LevelClassifier
+from alignvec.evaluate.text import reading, text_quality
 from alignvec.files import hash_of, read_object, work_folder, write_json
 from alignvec.knobs.model import KnobModel
-from alignvec.reproduce.item import Item, Work
+from alignvec.reproduce.item import Item, Shared, Work
 from alignvec.reproduce.scale import Scale
-from alignvec.reproduce.subject import Subject, Turned, measured
+from alignvec.reproduce.subject import Subject, Turned, measured, unread
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ SAFETY = "safety"
 SAFE = ("unsafe", "safe")  # from low to high, as any levels
 HARMLESS = "harmless"
 ANSWERED = ("refusal", "helpful")
+FAILED = "failed"  # the key of a result that is none: why
 
 
 class Study:
@@ -113,29 +116,37 @@ class Study:
     def opened(self) -> Iterator[Study]:
         """Hold the folder while results are written to it; then let go of the models.
 
+        A judge and a reader may come later than the first results.
+
         Raises:
-            AlignvecError: it holds another study, or what another second judge read, or another
-                process has it.
+            AlignvecError: it holds another study, or what another reader or second judge read, or
+                another process has it.
         """
         note = self.out / "study.json"
         earlier = read_object(note) if note.exists() else {}
         judge = earlier.pop("judge", None)
-        if earlier and earlier != self.told:
+        if earlier and {**earlier, "reader": None} != {**self.told, "reader": None}:
             raise AlignvecError(
                 f"{self.out} holds a study of other models, data or scale (study.json); choose "
+                "another folder"
+            )
+        reader = earlier.get("reader")
+        if reader and reader != self.told["reader"]:
+            raise AlignvecError(
+                f"{self.out} holds answers that '{reader}' read; give it as --reader, or choose "
                 "another folder"
             )
         if judge and self.chat and judge != self.chat.name:
             raise AlignvecError(
                 f"{self.out} holds what the judge '{judge}' read; give that one, or another folder"
             )
-        judge = self.chat.name if self.chat else judge  # it may come later than the first results
+        judge = self.chat.name if self.chat else judge
         with work_folder(self.out):
             write_json(note, {**self.told, "judge": judge} if judge else self.told)
             try:
                 yield self
             finally:  # the next study has models of its own
-                self._kept = None
+                self.let_go()
                 vars(self).pop("reader", None)
 
     # Records.
@@ -157,6 +168,12 @@ class Study:
         """Where a result lies."""
         return self.out / "results" / f"{name}.json"
 
+    def names(self) -> list[str]:
+        """Of the results that are there."""
+        every = (self.out / "results").rglob("*.json")
+        paths = (file.relative_to(self.out / "results") for file in every)
+        return sorted(path.with_suffix("").as_posix() for path in paths if path.name[0] != ".")
+
     def done(self, item: Item) -> bool:
         """Whether its result is there."""
         return self.file(item.name).exists()
@@ -167,12 +184,21 @@ class Study:
         return read_object(file)["result"] if file.exists() else None
 
     def once(self, item: Item) -> Any:
-        """The result of an item: from its file, or computed and written to it."""
+        """The result of an item: from its file, or computed and written to it.
+
+        Raises:
+            NoNumbersError: what it needs computes none. That is kept as its result, too.
+        """
         if (found := self.result(item.name)) is None:
             start = time.perf_counter()
-            found = _plain(item.run())
+            try:
+                found = _plain(item.run())
+            except NoNumbersError as error:
+                found = {FAILED: str(error)}
             told = {"seconds": round(time.perf_counter() - start, 2), "result": found}
             write_json(self.file(item.name), told)
+        if isinstance(found, dict) and found.keys() == {FAILED}:
+            raise NoNumbersError(found[FAILED])
         return found
 
     # Models.
@@ -187,12 +213,16 @@ class Study:
         """
         key = (stage, mode, *sorted((knob, str(path)) for knob, path in vectors.items()))
         if self._kept is None or self._kept[0] != key:
-            self._kept = None  # two of them may be too large
+            self.let_go()  # two of them may be too large
             model = KnobModel.from_pretrained(
                 stage or self.base, vectors, self.dtype, self.device, stage is None, mode
             )
             self._kept = key, model
         return self._kept[1]
+
+    def let_go(self) -> None:
+        """Of the model that is kept."""
+        self._kept = None
 
     @cached_property
     def reader(self) -> Base | None:
@@ -225,9 +255,9 @@ class Study:
 
     def _bounds(self, domain: str, answers: Sequence[str]) -> Bounds:
         train = self.records(domain, "train")
-        return Bounds.of(
-            answers, [one.levels[level] for one in train for level in self.levels_of(domain)]
-        )
+        told = [one.levels[level] for one in train for level in self.levels_of(domain)]
+        written = any(map(words, answers))  # a base may have nothing to say
+        return Bounds.of(answers if written else told, told)
 
     def base_item(self, domain: str) -> Item:
         """The base's own answers in a domain."""
@@ -241,8 +271,12 @@ class Study:
 
         return Item(f"base/{domain}", run, Work(written=len(asked)))
 
+    def measuring(self, what: str, domains: Sequence[str]) -> Shared:
+        """What it takes to `measure` a subject in some domains, by what the subject is."""
+        return {f"{what} in {domain}": self.work_of([domain]) for domain in domains}
+
     def work_of(self, domains: Sequence[str]) -> Work:
-        """What it takes to `measure` a subject in some domains."""
+        """What it takes to `measure` a subject of no identity in some domains."""
         queries = [len(self.records(domain, "test")) for domain in domains]
         answers = [min(count, self.scale.answers) for count in queries]
         return Work(scored=sum(queries), written=sum(answers))
@@ -251,11 +285,11 @@ class Study:
         return {SAFETY: SAFE, HARMLESS: ANSWERED}.get(domain, self.levels)
 
     def measure(self, subject: Subject, domain: str, judge: Judge | None = None) -> dict[str, Any]:
-        """Both rates of a subject on the test queries of a domain, and its texts (`measured`).
+        """Both rates of a subject on the test queries of a domain, and its texts (`measured`); of
+        one that computes no numbers `failed`, and why.
 
         Whatever parts ask for it, the same subject is measured once.
         """
-        bounds = self.bounds(domain)  # first: it may need a model of its own
 
         def run() -> dict[str, Any]:
             return measured(
@@ -263,17 +297,30 @@ class Study:
                 self.scale.tokens, judge or self.judge, bounds, self.reader, self.shown,
             )  # fmt: skip
 
-        if subject.identity is None:
-            return run()
-        found: dict[str, Any] = self.once(
-            Item(f"measured/{domain}/{subject.identity}", run, Work())
-        )
+        try:
+            bounds = self.bounds(domain)  # first: it may need a model of its own
+            if subject.identity is None:
+                return run()
+            found: dict[str, Any] = self.once(Item(f"measured/{domain}/{subject.identity}", run))
+        except NoNumbersError as error:
+            return {FAILED: str(error)}
+        if unread(found):
+            read = self.likelihood(domain, found["answers"])
+            found = {**found, "text": {**found["text"], "likelihood": read}}
         return found
+
+    def likelihood(self, domain: str, answers: Sequence[str]) -> float | None:
+        """Of answers to the test queries of a domain, under the reader (`TextQuality`)."""
+        if self.reader is None:
+            return None
+        asked = [one.prompt for one in self.records(domain, "test")[: len(answers)]]
+        read = reading(self.reader.model, self.reader.tokenizer, asked, answers)
+        return text_quality(answers, read).likelihood
 
 
 def _plain(value: Any) -> Any:
-    """As it is read back from JSON."""
-    return json.loads(json.dumps(value, allow_nan=False))
+    """As it is read back from JSON; what is no number, which JSON has no word for, is None."""
+    return json.loads(json.dumps(value), parse_constant=lambda _: None)
 
 
 def _parts(records: Sequence[Record], domains: Sequence[str]) -> dict[str, dict[str, list[Record]]]:

@@ -88,6 +88,9 @@ def measured(
     Returns:
         `rates` (of likelihood, see `Rates`), `judged` (see `Judged`), `text` (see `TextQuality`),
         and the texts themselves, `answers`.
+
+    Raises:
+        NoNumbersError: the subject computes none.
     """
     asked = [record.prompt for record in records[:answers]]
     texts = [*map(shown, subject.answers(asked, max_new_tokens))]
@@ -98,3 +101,11 @@ def measured(
         "text": asdict(text_quality(texts, read)),
         "answers": texts,
     }
+
+
+def unread(found: Any) -> bool:
+    """Whether something is what `measured` gives, with texts that no reader has read."""
+    text = found.get("text") if isinstance(found, dict) else None
+    if not isinstance(text, dict) or text.get("likelihood") is not None:
+        return False
+    return any(one.strip() for one in found["answers"])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,17 @@ from alignvec.align.curriculum import pairs_along
 from alignvec.base.checkpoint import RECORD
 from alignvec.data.line import spaced
 from alignvec.data.pairs import PreferencePair, preference_pairs
-from alignvec.errors import AlignvecError
-from alignvec.files import read_object
+from alignvec.errors import AlignvecError, NoNumbersError
+from alignvec.files import read_object, write_json
 from alignvec.knobs.model import KnobModel
-from alignvec.reproduce.item import Item, Work
-from alignvec.reproduce.study import SAFE, SAFETY, Study
+from alignvec.reproduce.item import Item, Shared, Work
+from alignvec.reproduce.launch import align_on_all_gpus
+from alignvec.reproduce.study import FAILED, SAFE, SAFETY, Study
 from alignvec.vector.alignment_vector import AlignmentVector
 
 TITLE = "Training"
 ALONG, ONE_SIDED = "along", "one-sided"
+_WHOLE = "model*.safetensors*"  # the weights of a checkpoint, and their index
 WAYS = {ALONG: "trained along the knob", ONE_SIDED: "plain DPO at one end (the paper)"}
 
 
@@ -33,17 +36,40 @@ def turns(strengths: Sequence[float]) -> Iterator[tuple[str, float]]:
 
 def items(study: Study) -> Iterator[Item]:
     """The bank of all domains, plain DPO a domain, and a safety vector of each kind."""
-    scale = study.scale
-    rows = {domain: len(study.records(domain, "train")) for domain in (*study.domains, SAFETY)}
-    bank = sum(rows[domain] for domain in study.domains)
-    yield _trained(study, ALONG, study.domains[0], bank * scale.passes)
+    yield _trained(study, ALONG, study.domains[0])
     for domain in study.domains:
-        yield _trained(study, ONE_SIDED, domain, rows[domain] * scale.epochs)
+        yield _trained(study, ONE_SIDED, domain)
     for way in WAYS:
-        yield _trained(study, way, SAFETY, rows[SAFETY] * scale.passes)
+        yield _trained(study, way, SAFETY)
 
 
-def _trained(study: Study, way: str, domain: str, rows: float) -> Item:
+def trainings(study: Study, way: str, domains: Sequence[str]) -> Shared:
+    """What it takes to train the vectors of some domains, by training."""
+    found = {}
+    for domain in domains:
+        of = study.domains if way == ALONG and domain != SAFETY else [domain]
+        rows = sum(len(study.records(one, "train")) for one in of)
+        times = study.scale.passes if way == ALONG else _epochs(study, domain)
+        found[f"training {_name(study, way, domain)}"] = Work(trained=rows * times)
+    return found
+
+
+def turning(
+    study: Study,
+    way: str,
+    setting: Mapping[str, float],
+    domains: Sequence[str],
+    stage: str = "base",
+) -> Shared:
+    """What it takes to train the knobs of a setting, and to measure it in some domains. At 0 every
+    knob is the stage that it is put on.
+    """
+    turned = ",".join(f"{knob}={at:g}" for knob, at in sorted(setting.items()) if at)
+    measuring = study.measuring(f"{stage} {way} {turned}" if turned else stage, domains)
+    return {**trainings(study, way, list(setting)), **measuring}
+
+
+def _trained(study: Study, way: str, domain: str) -> Item:
     def run() -> dict[str, Any]:
         vector(study, way, domain)
         record = record_of(study, _name(study, way, domain))
@@ -51,7 +77,8 @@ def _trained(study: Study, way: str, domain: str, rows: float) -> Item:
             "last": record["curve"][-1]
         }
 
-    return Item(f"training/{_name(study, way, domain)}", run, Work(trained=rows))
+    shared = trainings(study, way, [domain])
+    return Item(f"training/{_name(study, way, domain)}", run, shared=shared)
 
 
 def vector(study: Study, way: str, domain: str) -> Path:
@@ -61,13 +88,37 @@ def vector(study: Study, way: str, domain: str) -> Path:
         way: `along`, all domains of the data side by side in a bank, or `one-sided`, as in the
             paper: plain DPO on neighbouring levels, at lambda = 1.
     """
-    folder = study.out / "vectors" / way / domain
-    if not folder.exists():
+
+    def train() -> Path:
         aligned = _align(study, way, domain)
-        if way == ALONG and domain != SAFETY and len(study.domains) > 1:
-            aligned = aligned / domain
-        AlignmentVector.extract(study.base, aligned).save_pretrained(folder)
+        in_bank = way == ALONG and domain != SAFETY and len(study.domains) > 1
+        return aligned / domain if in_bank else aligned
+
+    return extracted(study, f"{way}/{domain}", _name(study, way, domain), train)
+
+
+def extracted(study: Study, vector: str, name: str, train: Callable[[], Path]) -> Path:
+    """The folder of a vector; if it is not there, of what a training gives.
+
+    A whole checkpoint, which is as large as its vector, goes once the vector is there; the record
+    of the training stays.
+
+    Args:
+        vector: the folder's name among the vectors.
+        name: of the training.
+        train: gives the folder of the aligned model.
+    """
+    folder = study.out / "vectors" / vector
+    if not folder.exists():
+        AlignmentVector.extract(study.base, train()).save_pretrained(folder)
+    for weights in _aligned(study, name).glob(_WHOLE):
+        weights.unlink()
     return folder
+
+
+def forget(study: Study, vector: str) -> None:
+    """Remove a vector that nothing asks for again, if it is there."""
+    shutil.rmtree(study.out / "vectors" / vector, ignore_errors=True)
 
 
 def record_of(study: Study, name: str) -> dict[str, Any]:
@@ -99,13 +150,19 @@ def knobs_of(study: Study, way: str, domains: Sequence[str] = ()) -> KnobModel:
 def aligned_model(
     study: Study, name: str, pairs: Sequence[PreferencePair], method: str, **options: Any
 ) -> Path:
-    """The folder of a model trained on some pairs; trained if it is not there yet.
+    """The folder of a model trained on some pairs; trained if it is not there (any more).
 
     Args:
         options: of `align`; `epochs` is the study's unless given.
+
+    Raises:
+        NoNumbersError: the training diverged, now or when it was tried before.
     """
     out = _aligned(study, name)
-    if not out.exists():
+    failed = out.with_name(f"{name}.json")
+    if failed.exists():
+        raise NoNumbersError(read_object(failed)[FAILED])
+    if not any(out.rglob("*.safetensors")):
         settings = AlignSettings(
             method=method,
             epochs=options.pop("epochs", study.scale.epochs),
@@ -113,7 +170,13 @@ def aligned_model(
             seed=study.seed,
             dtype=study.dtype if method == "lora" else None,
         )
-        align(study.base, pairs, out, settings, device=study.device, **options)
+        study.let_go()  # a training wants the memory
+        train = align_on_all_gpus if method == "full" else align
+        try:
+            train(study.base, pairs, out, settings, device=study.device, overwrite=True, **options)
+        except NoNumbersError as error:
+            write_json(failed, {FAILED: f"{name}: {error}"})
+            raise NoNumbersError(f"{name}: {error}") from error
     return out
 
 

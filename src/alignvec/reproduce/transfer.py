@@ -15,7 +15,7 @@ from alignvec.reproduce.item import Item, Work
 from alignvec.reproduce.safety import measured_safety
 from alignvec.reproduce.study import HARMLESS, SAFE, SAFETY, Study
 from alignvec.reproduce.subject import Turned
-from alignvec.reproduce.training import WAYS, aligned_model, vector
+from alignvec.reproduce.training import WAYS, aligned_model, turning, vector
 
 TITLE = "Transfer"
 STAGES = ("base", "safety-aligned")
@@ -23,22 +23,25 @@ STAGES = ("base", "safety-aligned")
 
 def items(study: Study) -> Iterator[Item]:
     """The other stage alone, then each domain's vectors on both."""
-    safe = study.work_of([SAFETY, HARMLESS])
-    pairs = len(study.records(SAFETY, "train")) * study.scale.passes
-    yield Item("transfer/stage", partial(_stage_alone, study), safe + Work(trained=pairs))
+    rows = Work(trained=len(study.records(SAFETY, "train")) * study.scale.passes)
+    aligned = {f"training {STAGES[1]}": rows}
+    alone = {**aligned, **study.measuring(STAGES[1], [SAFETY, HARMLESS])}
+    yield Item("transfer/stage", partial(_stage_alone, study), shared=alone)
     for domain in study.domains:
-        work = safe + study.work_of([domain])
         for way in WAYS:
             for stage in STAGES:
                 for strength in study.scale.few:
                     run = partial(_moved, study, way, stage, domain, strength)
-                    yield Item(f"transfer/{domain}/{way}/{stage}/{strength:g}", run, work)
+                    kinds = [domain, SAFETY, HARMLESS]
+                    shared = turning(study, way, {domain: strength}, kinds, stage)
+                    shared = {**shared, **(aligned if stage != "base" else {})}
+                    yield Item(f"transfer/{domain}/{way}/{stage}/{strength:g}", run, shared=shared)
 
 
 def safety_stage(study: Study) -> str:
     """The folder of the base aligned for safety, all its weights trained."""
     pairs = list(preference_pairs(study.records(SAFETY, "train"), SAFE[::-1]))
-    folder = aligned_model(study, "safety-aligned", pairs, "full", epochs=study.scale.passes)
+    folder = aligned_model(study, STAGES[1], pairs, "full", epochs=study.scale.passes)
     return str(folder)
 
 

@@ -18,11 +18,12 @@ from alignvec.serve.access import Record
 from alignvec.serve.body import BodyLimit
 from alignvec.serve.dial import Dial
 from alignvec.serve.endpoints import Endpoints, Limits
-from alignvec.serve.engine import Busy, Engine, Stopped
+from alignvec.serve.engine import Engine
 from alignvec.serve.errors import Refused, answer, install, responses
 from alignvec.serve.generation import refusal
 from alignvec.serve.metrics import CONTENT_TYPE, Metrics
 from alignvec.serve.profiles import Profiles
+from alignvec.serve.request import Busy, Failed, Stopped
 from alignvec.serve.routes import knob_routes
 from alignvec.serve.security import Access, Guard
 
@@ -84,7 +85,7 @@ def application(
     )
     app.state.ready = False
     install(app)
-    for kind in (Busy, Stopped):
+    for kind in (Busy, Failed, Stopped):
         app.add_exception_handler(kind, _engine_refuses)
     metrics = Metrics(engine)
     app.include_router(Endpoints(engine, dial, metrics, limits, log_prompts).router())

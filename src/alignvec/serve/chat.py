@@ -18,11 +18,11 @@ from openai.types.chat.completion_create_params import CompletionCreateParamsBas
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from alignvec.base.messages import Conversation
-from alignvec.serve.engine import Piece, TokenLogprob
 from alignvec.serve.errors import Refused
-from alignvec.serve.parameters import Asked, Text
+from alignvec.serve.parameters import Asked
 from alignvec.serve.replies import Reply, likelihood
-from alignvec.serve.routes import Turning
+from alignvec.serve.request import Piece, TokenLogprob
+from alignvec.serve.routes import Text, Turning
 
 _SILENT = ("refusal", "annotations", "audio", "function_call", "tool_calls", "name")
 

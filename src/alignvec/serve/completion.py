@@ -10,11 +10,11 @@ from openai.types.completion_choice import CompletionChoice, Logprobs
 from openai.types.completion_create_params import CompletionCreateParamsBase
 from pydantic import BaseModel, Field, model_validator
 
-from alignvec.serve.engine import Piece, TokenLogprob
 from alignvec.serve.errors import Refused
-from alignvec.serve.parameters import MOST_ANSWERS, Asked, Text
+from alignvec.serve.parameters import MOST_ANSWERS, Asked
 from alignvec.serve.replies import Reply, likelihood
-from alignvec.serve.routes import Turning
+from alignvec.serve.request import Piece, TokenLogprob
+from alignvec.serve.routes import Text, Turning
 
 _Token = Annotated[int, Field(ge=0)]
 _Tokens = Annotated[list[_Token], Field(min_length=1)]
@@ -26,6 +26,7 @@ class CompletionRequest(Asked):
     openai_has: ClassVar[frozenset[str]] = frozenset(CompletionCreateParamsBase.__annotations__)
     prompt_field: ClassVar[str] = "prompt"
     default_tokens: ClassVar[int | None] = 16
+    continues: ClassVar[bool] = True
 
     prompt: (
         Text

@@ -26,12 +26,13 @@ from alignvec.serve.access import GONE, Visit, visit_of
 from alignvec.serve.chat import ChatAnswer, ChatReply, ChatRequest
 from alignvec.serve.completion import CompletionAnswer, CompletionReply, CompletionRequest
 from alignvec.serve.dial import Dial, Turned
-from alignvec.serve.engine import Engine, Piece, Request
+from alignvec.serve.engine import Engine
 from alignvec.serve.errors import Refused, error_body, responses
 from alignvec.serve.generation import Gone, Pieces, pieces, unless_gone
 from alignvec.serve.metrics import Metrics, Stopwatch
 from alignvec.serve.parameters import Asked, tokens_left
 from alignvec.serve.replies import Reply
+from alignvec.serve.request import Piece, Request
 
 Result = TypeVar("Result")
 
@@ -234,6 +235,12 @@ class Endpoints:
                 code="invalid_value",
                 param=asked.prompt_field,
             )
+        if asked.answers > self._engine.max_rows:
+            raise Refused(
+                f"n: this server writes at most {self._engine.max_rows} answers side by side",
+                code="invalid_value",
+                param="n",
+            )
         longest = tokens_left(
             len(prompt),
             asked.wanted_tokens,
@@ -242,7 +249,7 @@ class Endpoints:
             asked.prompt_field,
         )
         sampling = asked.sampling(longest, self._vocabulary)
-        return Request(prompt, turned.setting, sampling, asked.answers, client)
+        return Request(prompt, turned.setting, sampling, asked.answers, client, asked.continues)
 
     async def _pieces(self, requests: Sequence[Request], reply: Reply, visit: Visit) -> Pieces:
         """Those of `pieces`, counted, and kept in the reply once they are sent."""

@@ -35,7 +35,7 @@ _MEANING = {
 }
 
 
-class Refused(AlignvecError):  # noqa: N818 -- an answer, no fault
+class Refused(AlignvecError):
     """What a client asked for and does not get.
 
     Attributes:
@@ -123,9 +123,11 @@ async def answer(request: Request, error: Exception) -> JSONResponse:
     """What is refused, as a response."""
     if isinstance(error, RequestValidationError):
         error = _invalid(error)
-    if isinstance(error, HTTPException):  # an unknown path or method, a body in no known code
-        text = f"{request.method} {request.url.path}: {error.detail}"
-        error = Refused(text, error.status_code, headers=error.headers)
+    if isinstance(error, HTTPException):
+        text, code = f"{request.method} {request.url.path}: {error.detail}", None
+        if error.status_code == 400:  # in no known encoding, or nested beyond all need
+            text, code = "the body cannot be read as JSON", "invalid_json"
+        error = Refused(text, error.status_code, code, headers=error.headers)
     assert isinstance(error, Refused)
     body = error_body(str(error), error.status, error.code, error.param)
     return JSONResponse(body, error.status, error.headers)
@@ -141,7 +143,7 @@ def _invalid(error: RequestValidationError) -> Refused:
     first, field = found[furthest], _written(paths[furthest])
     message, code = str(first["msg"]).removeprefix("Value error, "), "invalid_value"
     if first["type"] == "extra_forbidden":
-        message, code = "not a field that is known here", "unknown_parameter"
+        message, code = "no field that is known here", "unknown_parameter"
     elif first["type"] == "literal_error":
         message, code = f"{first['input']!r} is not supported; {message}", "unsupported_value"
     elif first["type"] == "missing":

@@ -11,14 +11,15 @@ from typing import Any, TypeVar
 from fastapi import Request as HttpRequest
 
 from alignvec.errors import AlignvecError
-from alignvec.serve.engine import Busy, Engine, Piece, Request, Stopped
+from alignvec.serve.engine import Engine
 from alignvec.serve.errors import Refused
+from alignvec.serve.request import Busy, Failed, Piece, Request, Stopped
 
 Result = TypeVar("Result")
 Pieces = AsyncGenerator[tuple[int, Piece], None]  # with the number of the answer
 
 
-class Gone(Exception):  # noqa: N818 -- nothing went wrong
+class Gone(Exception):
     """The client has closed the connection; nobody waits for a response."""
 
 
@@ -63,6 +64,8 @@ def refusal(error: AlignvecError) -> Refused:
         return Refused(text, 429, "rate_limit_exceeded", headers=headers)
     if isinstance(error, Stopped):
         return Refused("the server is going down", 503, "server_stopping")
+    if isinstance(error, Failed):
+        return Refused(str(error), 500, "engine_failed")
     return Refused(str(error), code="invalid_value")
 
 

@@ -83,10 +83,9 @@ class Keys:
     def revoke(self, name: str) -> None:
         """Raises: AlignvecError: there is none of that name."""
         with self._database.writing() as session:
-            row = session.get(_Row, name)
-            if row is None:
-                check_known("key", name, [one.name for one in session.exec(select(_Row))])
-            session.delete(row)
+            rows = {row.name: row for row in session.exec(select(_Row))}
+            check_known("key", name, rows)
+            session.delete(rows[name])
         self._until = 0.0
 
     def stored(self) -> list[Key]:

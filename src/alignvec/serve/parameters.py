@@ -10,30 +10,20 @@ from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     model_validator,
 )
 
-from alignvec.serve.engine import Sampling
 from alignvec.serve.errors import Refused
-from alignvec.serve.routes import MaybeKnobs, ProfileName
+from alignvec.serve.routes import MaybeKnobs, ProfileName, Text
+from alignvec.serve.sampling import Sampling
 
 MOST_ANSWERS = 128  # of one request, as OpenAI has it
+_GREEDY = 1e-4  # the likeliest token has all there is at temperatures below
 
 
-def _whole(text: str) -> str:
-    """JSON may hold half a character, which no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("half a character (a lone surrogate) is no text") from None
-    return text
-
-
-Text = Annotated[str, AfterValidator(_whole)]
 _StopString = Annotated[Text, Field(min_length=1)]
 
 
@@ -58,6 +48,7 @@ class Asked(_Strict):
     # What OpenAI has beyond the fields below: of the endpoint, from its own types.
     openai_has: ClassVar[frozenset[str]] = frozenset()
     prompt_field: ClassVar[str]
+    continues: ClassVar[bool] = False  # whether an answer is one text with the prompt
     default_tokens: ClassVar[int | None] = None  # None: the server's
 
     model: Text = Field(
@@ -155,9 +146,10 @@ class Asked(_Strict):
                     param="logit_bias",
                 )
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        temperature = _or(self.temperature, 1.0)
         return Sampling(
             max_tokens=max_tokens,
-            temperature=_or(self.temperature, 1.0),
+            temperature=temperature if temperature >= _GREEDY else 0.0,
             top_p=_or(self.top_p, 1.0),
             seed=self.seed,
             stop=tuple(stop),

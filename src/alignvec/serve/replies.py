@@ -12,7 +12,7 @@ from typing import Any
 from openai.types import CompletionUsage
 from pydantic import BaseModel
 
-from alignvec.serve.engine import Piece, TokenLogprob
+from alignvec.serve.request import Piece, TokenLogprob
 
 _LEAST = -9999.0  # what OpenAI has for a token that is not likely at all
 

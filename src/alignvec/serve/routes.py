@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Protocol
 
 from fastapi import APIRouter, Header, Path, Response
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from alignvec.base.messages import Messages, conversations, last_question
 from alignvec.errors import AlignvecError
@@ -31,6 +31,17 @@ class Scorer(Protocol):
     ) -> list[tuple[float, int]]:
         """Of each response its log-likelihood in nats, summed over its tokens, and their number."""
 
+
+def _whole(text: Any) -> Any:
+    try:
+        if isinstance(text, str):
+            text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("half a character (a lone surrogate) is no text") from None
+    return text
+
+
+Text = Annotated[str, BeforeValidator(_whole)]  # JSON may hold what no tokenizer takes
 
 # Fields of a request that the dial checks, whatever they hold; this is what documents say of them.
 _STRENGTH = {"anyOf": [{"type": "number"}, {"type": "string", "maxLength": 64}]}
@@ -127,22 +138,22 @@ class TextPart(_Request):
     """A part of a message."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(_Request):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart]
+    content: Text | list[TextPart]
 
 
 class ScoreRequest(_Request):
     """Responses to a conversation, or to a question as the user's only message."""
 
     messages: list[Message] | None = Field(default=None, min_length=1)
-    prompt: str | None = None
-    responses: list[Annotated[str, Field(min_length=1)]] = Field(
+    prompt: Text | None = None
+    responses: list[Annotated[Text, Field(min_length=1)]] = Field(
         min_length=1, max_length=_MOST_RESPONSES
     )
     model: str | None = None

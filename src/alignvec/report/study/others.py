@@ -79,6 +79,8 @@ def judging(study: Results) -> Iterator[Block]:
         if not isinstance(each, Mapping):
             continue
         for level, one in each.items():
+            if not at(one, "judged"):
+                continue
             rows.append(
                 {
                     ("", "of"): f"{name}/{level}".rstrip("/"),

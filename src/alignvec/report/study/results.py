@@ -11,7 +11,9 @@ from alignvec.errors import AlignvecError, printable
 from alignvec.evaluate.intervals import wilson_interval
 from alignvec.files import read_object
 from alignvec.report.study.document import Cell, Column, Share
-from alignvec.reproduce.study import ANSWERED
+from alignvec.reproduce.reading import PREFIX as READING
+from alignvec.reproduce.run import ITEMS
+from alignvec.reproduce.study import ANSWERED, FAILED
 from alignvec.reproduce.study import SAFE as SAFETY_LEVELS
 from alignvec.reproduce.training import ALONG, ONE_SIDED
 from alignvec.search.solution import CLEAR
@@ -33,7 +35,9 @@ class Results:
         told: `study.json`.
         model: how the report calls it.
         levels: from low to high.
-        found: name -> result.
+        found: name -> result, of all that have one.
+        failed: name -> why it has none; of a result in parts, the part with it.
+        items: part -> the names of the results that it is to have, as far as the study says them.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -51,12 +55,23 @@ class Results:
         self.model = printable(str(self.told.get("base", folder.name)))
         self.levels = self._names("levels")
         self.domains = self._names("domains")
+        note = folder / ITEMS
+        self.items: dict[str, list[str]] = read_object(note) if note.is_file() else {}
         results = folder / "results"
-        self.found: dict[str, Any] = {
+        every = {
             file.relative_to(results).with_suffix("").as_posix(): read_object(file).get("result")
             for file in sorted(results.rglob("*.json"))
             if not file.name.startswith(".")
         }
+        self.failed = {name: why for one in every for name, why in _failed(one, every[one])}
+        self.found: dict[str, Any] = {
+            name: one
+            for name, one in every.items()
+            if name not in self.failed and not name.startswith(READING)
+        }
+        for name, one in every.items():
+            if name.startswith(READING) and isinstance(one, Mapping):
+                _add_reading(self.found.get(name.removeprefix(READING)), one)
 
     def _names(self, key: str) -> list[str]:
         found = self.told.get(key)
@@ -68,20 +83,6 @@ class Results:
     def top(self) -> str:
         """The highest level: where a knob leads."""
         return self.levels[-1] if self.levels else ""
-
-    @property
-    def strengths(self) -> list[float]:
-        """At which a knob is turned from end to end; none if the study does not say."""
-        return self._strengths("strengths")
-
-    @property
-    def few(self) -> list[float]:
-        """Likewise where a part has many more settings."""
-        return self._strengths("few")
-
-    def _strengths(self, key: str) -> list[float]:
-        found = at(self.told, "scale", key)
-        return [float(x) for x in found if isinstance(x, int | float)] if found else []
 
     def under(self, prefix: str) -> dict[str, Any]:
         """The rest of the name -> result, of all whose names begin so."""
@@ -124,6 +125,22 @@ class Results:
             for level in self.levels:
                 if (found := self.found.get(f"single/{domain}/{kind}/{level}")) is not None:
                     yield kind, level, found
+
+
+def _failed(name: str, found: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(found, Mapping):
+        if isinstance(why := found.get(FAILED), str):
+            yield name, why
+        for key, one in found.items():
+            yield from _failed(f"{name}: {key}", one)
+
+
+def _add_reading(found: Any, read: Mapping[str, Any]) -> None:
+    """Where a text's likelihood is kept in a result of its own, put it to the text."""
+    for place, likelihood in read.items():
+        text = at(found, *filter(None, place.split("/")), "text")
+        if isinstance(text, dict):
+            text["likelihood"] = likelihood
 
 
 def _strength(text: str) -> float | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from alignvec.errors import AlignvecError
-from alignvec.files import atomic_folder, write_json, write_text
+from alignvec.files import atomic_folder, read_object, write_json, write_text
 from alignvec.report.study import cost, leak, others, safety, several, single, transfer
 from alignvec.report.study.claims import claims_table, criteria_table
 from alignvec.report.study.document import (
@@ -102,6 +102,20 @@ def write_report(studies: Sequence[Path], out: Path) -> None:
             "studies": [one.told for one in found],
             "sections": [_json(section) for section in sections],
         })  # fmt: skip
+
+
+def summary(report: Path) -> dict[str, Any]:
+    """What a written report says in short, as JSON: where it is, of which studies, what becomes of
+    the claims, and what each part lacks. The whole is in its `report.json`.
+    """
+    told = read_object(report / "report.json")
+    sections = {one["name"]: one for one in told["sections"]}
+    return {
+        "report": str(report / "report.html"),
+        "studies": told["studies"],
+        "claims": sections["claims"]["tables"]["claims"],
+        "missing": {name: one["missing"] for name, one in sections.items() if one["missing"]},
+    }
 
 
 def _told_apart(studies: list[Results]) -> list[Results]:

@@ -1,0 +1,238 @@
+"""Answers in work: prompts are read and join, and every step writes a token of each answer.
+
+All of it happens in one thread, the engine's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from alignvec.base.logprobs import NO_NUMBERS, no_numbers
+from alignvec.errors import AlignvecError
+from alignvec.knobs.model import KnobModel
+from alignvec.serve.request import Job, Piece, TokenLogprob
+from alignvec.serve.rows import Joinable, Rows
+from alignvec.serve.sampling import Chance, Likelihood, likelihoods, next_tokens
+from alignvec.serve.text import Text, Told
+from alignvec.serve.turns import Turns
+
+# Prompts are padded to a multiple of this, and read in such chunks: on a CPU PyTorch makes a kernel
+# for every new shape of a product of bfloat16 numbers, and keeps it.
+_GRAIN = 16
+
+
+class _Answer:
+    """One answer being written: a row of the batch."""
+
+    def __init__(self, job: Job, index: int, tokenizer: Any) -> None:
+        request = job.request
+        self.job, self.index = job, index
+        self.chance = Chance(request.sampling, index)
+        before = request.tokens if request.continues else ()
+        self.text = Text(tokenizer, request.sampling.stop, before)
+        self.tokens = 0
+        self.began = time.monotonic()
+        self.likely: list[tuple[int, Likelihood]] = []  # of the tokens that are not told yet
+
+
+class _Reading:
+    """Prompts of a few requests on their way into the batch, a chunk a step."""
+
+    def __init__(self, model: Joinable, jobs: Sequence[Job]) -> None:
+        self.jobs = jobs
+        lists = [list(job.request.tokens) for job in jobs]
+        length = -(-max(map(len, lists)) // _GRAIN) * _GRAIN
+        self.real = torch.tensor([[False] * (length - len(x)) + [True] * len(x) for x in lists])
+        self.tokens = torch.tensor([[0] * (length - len(x)) + x for x in lists])
+        settings = [job.request.setting for job in jobs]
+        self.rows = model.rows(
+            torch.tensor([[one[knob] for knob in model.gate.vectors] for one in settings])
+        )
+        self._at = 0
+
+    def read(self, budget: int) -> torch.Tensor | None:
+        """[J, V]: the logits after the prompts, once they are read to their end.
+
+        Args:
+            budget: tokens that one forward pass may have.
+        """
+        end = self._at + max(1, budget // len(self.tokens) // _GRAIN) * _GRAIN
+        logits = self.rows.read(self.tokens[:, self._at : end], self.real[:, self._at : end])
+        self._at = end
+        return logits if end >= self.tokens.shape[1] else None
+
+
+class Writing:
+    """The answers that are being written.
+
+    Attributes:
+        running: answers. tokens, steps: that were written, and computed, since the start.
+        seconds: that an answer took of late.
+    """
+
+    def __init__(self, model: KnobModel, max_rows: int, max_cells: int, prefill_tokens: int):
+        """As `Engine`. Args: max_cells: rows times the longest of them, padding and all."""
+        self._model, self._joinable = model, Joinable(model.model, model.gate)
+        self._max_rows, self._max_cells, self._prefill = max_rows, max_cells, prefill_tokens
+        ends: Any = model.model.generation_config
+        ends = ends.eos_token_id if ends is not None else None
+        told = ends if isinstance(ends, list) else [ends]
+        self._ends = {*told, model.tokenizer.eos_token_id} - {None}
+        self.running = self.tokens = self.steps = 0
+        self.seconds = 0.0
+        self._answers: list[_Answer] = []
+        self._last: list[int] = []  # the newest token of each
+        self._rows: Rows | None = None
+        self._reading: _Reading | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self._answers and self._reading is None
+
+    def drop_cancelled(self) -> None:
+        """Nothing is computed any more for who has gone."""
+        self._keep([not answer.job.cancelled for answer in self._answers])
+        if self._reading and all(job.cancelled for job in self._reading.jobs):
+            self._reading = None
+
+    def admit(self, turns: Turns) -> None:
+        """Let in who is next, as long as there is room, unless prompts are being read."""
+        if self._reading is not None:
+            return
+        jobs: list[Job] = []
+        rows = len(self._answers)
+        longest = max((answer.job.request.longest for answer in self._answers), default=0)
+        while job := turns.first():
+            rows, longest = rows + job.request.n, max(longest, job.request.longest)
+            full = rows > self._max_rows or rows * longest > self._max_cells
+            # Prompts that are read together are padded to the longest.
+            width = max(len(one.request.tokens) for one in (*jobs, job))
+            wide = jobs and width * (len(jobs) + 1) > self._prefill
+            if (full or wide) and (self._answers or jobs):
+                break
+            jobs.append(turns.pop())
+        if jobs:
+            self._reading = _Reading(self._joinable, jobs)
+
+    def step(self) -> None:
+        """Read a chunk of prompts, if there are any, and write a token of every answer."""
+        self._read()
+        if self._rows is not None and self._answers:
+            logits = self._rows.read(torch.tensor(self._last)[:, None])
+            self.steps += 1
+            self._write(logits, 0)
+
+    def end(self, error: AlignvecError) -> None:
+        """Tell everyone, and forget them."""
+        jobs = [answer.job for answer in self._answers]
+        jobs += self._reading.jobs if self._reading else []
+        for job in dict.fromkeys(jobs):
+            job.tell(error)
+        self._answers, self._rows, self._reading, self._last = [], None, None, []
+        self.running = 0
+
+    def _keep(self, kept: Sequence[bool]) -> None:
+        if all(kept):
+            return
+        which = [row for row, keep in enumerate(kept) if keep]
+        self._answers = [self._answers[row] for row in which]
+        self._last = [self._last[row] for row in which]
+        self.running = len(which)
+        if self._rows and which:
+            self._rows.select(which)
+        else:
+            self._rows = None
+
+    def _read(self) -> None:
+        """A chunk of the prompts; at their end they join."""
+        reading = self._reading
+        if reading is None:
+            return
+        logits = reading.read(self._prefill)
+        self.steps += 1
+        if logits is None:
+            return
+        self._reading = None
+        pairs = [
+            (row, _Answer(job, index, self._model.tokenizer))
+            for row, job in enumerate(reading.jobs)
+            if not job.cancelled
+            for index in range(job.request.n)
+        ]
+        if not pairs:
+            return
+        which = [row for row, _ in pairs]
+        reading.rows.select(which)
+        if self._rows is None:
+            self._rows = reading.rows
+        else:
+            self._rows.join(reading.rows)
+        first = len(self._answers)
+        self._answers += [answer for _, answer in pairs]
+        self._last += [0] * len(pairs)
+        self.running = len(self._answers)
+        self._write(logits[which], first)
+
+    def _write(self, logits: torch.Tensor, first: int) -> None:
+        """Draw the tokens of the answers from `first` on, and tell them."""
+        answers = self._answers[first:]
+        broken = no_numbers(logits).tolist()
+        top = [answer.job.request.sampling.top_logprobs for answer in answers]
+        asked = [row for row, wanted in enumerate(top) if wanted is not None]
+        plain = logits[asked].clone() if asked else None  # before penalties
+        tokens = next_tokens(logits.nan_to_num(), [answer.chance for answer in answers])
+        likely: dict[int, Likelihood] = {}
+        if plain is not None:
+            wanted = max(top[row] or 0 for row in asked)
+            found = likelihoods(plain, [tokens[row] for row in asked], wanted)
+            likely = dict(zip(asked, found, strict=True))
+        kept = [True] * first
+        for row, (answer, token) in enumerate(zip(answers, tokens, strict=True)):
+            if broken[row]:
+                answer.job.tell(AlignvecError(NO_NUMBERS))
+                answer.job.cancelled = True
+                kept.append(False)
+                continue
+            self._last[first + row] = token
+            kept.append(not self._tell(answer, token, likely.get(row)))
+        self._keep(kept)
+
+    def _tell(self, answer: _Answer, token: int, likely: Likelihood | None) -> bool:
+        """Tell an answer's client of a token; true if it was the last."""
+        wish = answer.job.request.sampling
+        answer.tokens += 1
+        self.tokens += 1
+        answer.chance.counts[token] += 1
+        full = answer.tokens >= wish.max_tokens
+        finish = "length" if full else None
+        if token in self._ends:
+            told, finish = answer.text.end(), "stop"
+        else:
+            if likely is not None:
+                answer.likely.append((token, likely))
+            told = answer.text.add(token, last=full)
+            finish = "stop" if told.stopped else finish
+        logprobs = self._logprobs(answer, told)
+        answer.job.tell(Piece(answer.index, told.text, logprobs, answer.tokens, finish))
+        if finish is not None:
+            took = time.monotonic() - answer.began
+            self.seconds = 0.9 * self.seconds + 0.1 * took if self.seconds else took
+        return finish is not None
+
+    def _logprobs(self, answer: _Answer, told: Told) -> list[TokenLogprob]:
+        count = min(len(told.tokens), len(answer.likely))
+        ready, answer.likely = answer.likely[:count], answer.likely[count:]
+        most = answer.job.request.sampling.top_logprobs or 0
+        return [
+            self._token(token, of.logprob, [self._token(*one) for one in of.top[:most]])
+            for token, of in ready
+        ]
+
+    def _token(self, token: int, logprob: float, top: Sequence[TokenLogprob] = ()) -> TokenLogprob:
+        text = self._model.tokenizer.decode([token])
+        return TokenLogprob(token, text, list(text.encode()), logprob, list(top))
