@@ -45,6 +45,9 @@ test-floors: $(FLOORS)/.installed
 # Anew after a change of a range. torch stays where it is: its floor is gigabytes of CUDA packages.
 floors: $(VENV)/.installed
 	grep '^torch==' constraints.txt > .cache/torch.txt
+	# What datasets has at its floor; else uv would rather leave the floor.
+	echo 'fsspec<=2026.2.0' >> .cache/torch.txt
+	rm -f .cache/floors.txt  # else what it has would be kept
 	$(BIN)/uv pip compile -q --resolution lowest-direct --python-version 3.11.7 --extra test \
 	  --no-header --no-annotate -c .cache/torch.txt pyproject.toml -o .cache/floors.txt
 	(sed -n '/^#/p' constraints-floors.txt; \
