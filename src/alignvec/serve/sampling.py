@@ -82,12 +82,12 @@ def next_tokens(logits: torch.Tensor, chances: Sequence[Chance]) -> list[int]:
     if drawn:
         wishes = [chances[row].sampling for row in drawn]
         heat = torch.tensor([wish.temperature for wish in wishes], device=logits.device)
-        likely = torch.softmax(logits[drawn].double() / heat[:, None], -1)
+        likely = torch.softmax(logits[drawn] / heat[:, None], -1)
         for place, wish in enumerate(wishes):
             if wish.top_p < 1:
                 _cut(likely[place], wish.top_p)
         # Where the sum of probabilities passes a number drawn evenly between 0 and their sum.
-        sums = likely.cumsum(-1)
+        sums = likely.cumsum(-1, dtype=torch.float64)
         numbers = torch.tensor([[chances[row].draw()] for row in drawn], dtype=torch.float64)
         found = torch.searchsorted(sums, numbers.to(sums.device) * sums[:, -1:], right=True)
         chosen[drawn] = found[:, 0].clamp(max=logits.shape[-1] - 1)
