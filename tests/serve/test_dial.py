@@ -177,6 +177,13 @@ def test_what_answered_is_told(dial):
     }
 
 
+def test_what_is_told_of_the_safe_range_is_of_what_answered(dial):
+    high = LINE["safe"][1]
+    turned = dial.read(None, {"medical": high + 4e-5, "legal": high + 6e-5}, None, "")
+    assert turned.setting["medical"] == high
+    assert turned.beyond == ("legal",)
+
+
 def test_a_profile_that_fits_no_longer_is_refused_by_name(dial, profiles):
     bare = Dial("embedded", {"medical": AlignmentVector({}, BASE)}, profiles)
     with pytest.raises(Refused, match=r"profile 'clinic' does not fit .* put it anew") as caught:

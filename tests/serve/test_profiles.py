@@ -50,6 +50,9 @@ def test_of_two_who_edit_the_second_is_told(file):
     assert refusal(profiles.put, "p", {"k": 3}, f"W/{second.etag}")[0] == 412
     assert refusal(profiles.put, "p", {"k": 3}) == (428, "if_match_required")
     assert refusal(profiles.put, "p", {"k": 3}, if_none_match="*") == (412, "profile_exists")
+    for says_nothing in ('"other"', ""):
+        said = refusal(profiles.put, "p", {"k": 3}, if_none_match=says_nothing)
+        assert said == (428, "if_match_required")
     assert refusal(profiles.put, "q", {"k": 3}, "*") == (412, "profile_changed")
     assert refusal(profiles.delete, "p", first.etag) == (412, "profile_changed")
     assert refusal(profiles.delete, "p") == (428, "if_match_required")

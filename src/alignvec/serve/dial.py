@@ -114,9 +114,9 @@ class Dial:
         """
         named = self._named(model)
         given = {} if knobs is None else self.check(knobs)
-        for knob in named.keys() & given.keys():
+        if twice := named.keys() & given.keys():
             raise Refused(
-                f"knob '{knob}' is turned twice: in the name of the model and in knobs",
+                f"knob '{min(twice)}' is turned twice: in the name of the model and in knobs",
                 code="knob_twice",
                 param="knobs",
             )
@@ -130,11 +130,12 @@ class Dial:
                 knob: strength if self._domains[knob] == domain else 0.0
                 for knob, strength in turned.items()
             }
+        setting = {knob: round(strength, _DIGITS) + 0.0 for knob, strength in turned.items()}
         return Turned(
-            {knob: round(strength, _DIGITS) + 0.0 for knob, strength in turned.items()},
+            setting,
             None if profile is None else str(profile),
             domain,
-            tuple(knob for knob, strength in turned.items() if self._is_beyond(knob, strength)),
+            tuple(knob for knob, strength in setting.items() if self._is_beyond(knob, strength)),
         )
 
     def check(self, knobs: object, param: str = "knobs") -> dict[str, float | str]:

@@ -143,7 +143,7 @@ def _check_version(
         raise Refused(
             f"there is a profile '{name}' already", 412, "profile_exists", "If-None-Match"
         )
-    if tag is not None and if_match is None and if_none_match is None:
+    if tag is not None and if_match is None:  # an If-None-Match of another tag says nothing of it
         raise Refused(
             f"there is a profile '{name}' already; say in If-Match which version you mean, by its "
             "ETag, or * for any",
