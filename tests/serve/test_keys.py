@@ -70,6 +70,7 @@ def test_the_file_is_not_read_at_each_request(state, monkeypatch):
     keys.owner(key)
     monkeypatch.setattr(keys, "_database", None)
     assert keys.owner(key) == "ci"
+    assert keys.names() == ["ci"]
 
 
 def test_the_key_of_the_environment_counts(state, monkeypatch):

@@ -96,7 +96,7 @@ class Keys:
 
     def names(self) -> list[str]:
         """Of all keys that count, that of the environment included."""
-        return [*self._own, *(one.name for one in self.stored())]
+        return [*self._own, *self._stored_hashes()]
 
     def owner(self, key: str) -> str | None:
         """The name of a key that counts. How long that takes tells nothing about the keys."""
