@@ -8,6 +8,7 @@ import pytest
 from live import live, tea_model
 
 from alignvec.serve.keys import Keys
+from alignvec.serve.playground.site import mount
 from alignvec.serve.security import Access, check_bind, is_local
 from conftest import refused
 
@@ -104,6 +105,26 @@ def test_other_pages_are_closed_out_unless_they_are_named(model, served, tmp_pat
         told = {"Origin": "https://page.example"}
         assert here.post(body=ASK, headers=told).status_code == 401
         assert here.post(body=ASK, headers={**told, **bearer(key)}).status_code == 200
+
+
+def test_the_page_is_no_way_around_the_limits(model, tmp_path):
+    """Neither of the body nor of who may read it in a browser, whatever the host is called."""
+
+    def page(app):
+        mount(app, "http://127.0.0.1:9")
+
+    with live(model, tmp_path, page=page, local=False, body=2000) as here:
+        long = here.post("/gradio_api/queue/join", {"data": ["a" * 2000], "session_hash": "a"})
+        assert long.status_code == 413
+        other = {"Host": "models.example", "Origin": "https://page.example"}
+        for path in ("/", "/config"):
+            shown = here.http.get(path, headers=other)
+            assert shown.status_code == 200
+            assert "access-control-allow-origin" not in shown.headers
+        asked = here.http.options(
+            "/gradio_api/queue/join", headers={**other, "Access-Control-Request-Method": "POST"}
+        )
+        assert "access-control-allow-origin" not in asked.headers
 
 
 def test_others_are_not_served_without_a_key(tmp_path):

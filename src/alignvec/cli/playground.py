@@ -33,6 +33,9 @@ def playground(
             "then uses it; without, the page asks for theirs.",
         ),
     ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Serve others: the page asks nobody who they are.")
+    ] = False,
 ) -> None:
     """A web page with a slider for each knob of a server: two columns, a sweep, profiles."""
     key = None
@@ -40,16 +43,24 @@ def playground(
         key = os.environ.get(api_key_env)
         if not key:
             raise AlignvecError(f"the environment has no {api_key_env!r}; set it to the API key")
-    _serve(url, host, port, key)
+    _serve(url, host, port, key, insecure)
 
 
-def _serve(url: str, host: str, port: int, key: str | None) -> None:
+def _serve(url: str, host: str, port: int, key: str | None, insecure: bool) -> None:
     try:
         from alignvec.serve.playground.site import serving
+        from alignvec.serve.process import address_of
+        from alignvec.serve.security import is_local
     except ImportError as error:
         raise AlignvecError(
             "the playground needs Gradio 6: pip install 'alignvec[serve,ui]'"
         ) from error
+    # A server that asks this machine for no key, and the key of --api-key-env, is everybody's then.
+    if not (insecure or is_local(address_of(host, port)[1][0])):
+        raise AlignvecError(
+            f"--host {host} lets others in, and the page asks nobody who they are; --insecure "
+            "serves everybody"
+        )
     with serving(url, host, port, key) as address, suppress(KeyboardInterrupt):
         typer.echo(f"the playground of {url} is at {address} (Ctrl+C stops)")
         Event().wait()

@@ -14,8 +14,9 @@ import gradio as gr
 import uvicorn
 from fastapi import FastAPI
 from starlette.routing import Match, Mount
-from starlette.types import Scope
+from starlette.types import Receive, Scope, Send
 
+from alignvec.serve.body import BodyLimit
 from alignvec.serve.errors import install
 from alignvec.serve.playground.client import Client
 from alignvec.serve.playground.page import build
@@ -29,6 +30,7 @@ _USED = re.compile(
     r"|/gradio_api/(queue/(join|data)|heartbeat/\w+|cancel|reset|startup-events)"
 )
 _END = 2  # seconds that open pages have when the server stops
+_MOST, _SLOWEST = 1 << 22, 60.0  # bytes of what a page sends, with its talk; seconds it may take
 
 # Contrasts of 4.5 to 1 and more, light and dark, where Gradio's own are below.
 _READABLE = {
@@ -64,6 +66,13 @@ class _OnlyUsed(Mount):
         if scope["type"] == "http" and _USED.fullmatch(path):
             return super().matches(scope)
         return Match.NONE, {}
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Gradio's answer, as to a request from its own page: it would let any other read it, too,
+        wherever the host is not called localhost.
+        """
+        headers = [(name, value) for name, value in scope["headers"] if name != b"origin"]
+        await super().handle({**scope, "headers": headers}, receive, send)
 
 
 def mount(app: FastAPI, url: str, key: str | None = None) -> None:
@@ -121,6 +130,7 @@ def serving(url: str, host: str, port: int, key: str | None = None) -> Iterator[
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     install(app)
     mount(app, url, key)
+    app.add_middleware(BodyLimit, most=_MOST, seconds=_SLOWEST)
     local = is_local(address_of(host, port)[1][0])
     app.add_middleware(Guard, access=Access(), local=local, host=host)
     config = uvicorn.Config(
