@@ -3,11 +3,13 @@
 import asyncio
 import re
 from contextlib import ExitStack
+from urllib.parse import urlencode
 
 import httpx
 import pytest
 from live import live, tea_model
 
+from alignvec import AlignmentVector, KnobModel
 from alignvec.errors import AlignvecError
 from alignvec.serve.engine import Busy
 from alignvec.serve.keys import Keys
@@ -153,7 +155,7 @@ def test_a_profile_is_saved_loaded_shared_and_not_overwritten(browser, page, ser
     bob.told("Saved")
     ada.turn_to(0)
     ada.click("#save")
-    ada.told("Somebody changed 'clinic-staff' meanwhile")
+    ada.told("There is another 'clinic-staff' than you have seen")
     assert server.http.get("/v1/profiles/clinic-staff").json()["knobs"] == {"tea": -1.0}
     ada.click("#load")
     ada.until(lambda: ada.strength == "-1")
@@ -262,6 +264,60 @@ def test_it_is_mounted_below_the_api(model, tmp_path):
         assert other.status_code == 403
 
 
+def test_a_knob_may_be_called_anything(browser, tiny, nudged, tmp_path):
+    """Also by Gradio's word for a file, by another knob's address in JavaScript, and by HTML."""
+    html = "<img src=x onerror=\"document.title='hit'\">${document.title='hit'}"
+    names = ["meta", "path", "constructor", "thé vert", html]
+    vector = AlignmentVector.extract(tiny(), nudged())
+    knobs = KnobModel.from_pretrained(tiny(), dict.fromkeys(names, vector), "float32", mode="gate")
+    with ExitStack() as until_gone:
+        here = until_gone.enter_context(live(knobs, tmp_path))
+        page = until_gone.enter_context(serving(here.url, "127.0.0.1", 0))
+        ada = Person(browser(), page)
+        ada.until(lambda: [one.text for one in ada.all(".dial label")] == names, "the knobs")
+        assert "Not calibrated" in ada.find(".dial p").text
+        for box in ada.all(".dial input[type=number]"):
+            box.clear()
+            box.send_keys("0.1\t")
+        assert ada.find("[data-side=right] small").text == "base"
+        left, right = ada.ask("how long does tea steep?")
+        assert left[0] == " · ".join(f"{name} 0.1" for name in names)
+        assert right[0] == "base"
+        assert left[1]
+        for wrong, said in (
+            ({"knobs": "meta=nan"}, "is no finite number"),
+            ({"knobs": html}, "unknown knob '<img src'"),
+            ({"profile": html}, "The link leads nowhere"),
+        ):
+            ada.driver.get(f"{page}/?{urlencode(wrong)}")
+            ada.told(said)
+        assert ada.driver.title == "alignvec playground"
+        assert not ada.all("img[src=x]")
+
+
+def test_what_nobody_here_has_seen_is_not_overwritten(browser, page, server):
+    tea = server.http.put("/v1/profiles/tea", json={"knobs": {"tea": "fine"}})
+    ada = Person(browser(), page)
+    ada.click("#profiles button")
+    ada.field("name").send_keys("tea")
+    for button in ("#save", "#delete"):
+        ada.click(button)
+        ada.told("load it first")
+    ada.click("#load")
+    ada.until(lambda: ada.strength == "1")
+    # Somebody takes it away: the name is free for who has noticed that.
+    server.http.delete("/v1/profiles/tea", headers={"If-Match": tea.headers["ETag"]})
+    ada.turn_to(-1)
+    ada.click("#save")
+    ada.told("load it first")
+    ada.click("#load")
+    ada.told("there is no profile 'tea'")
+    ada.click("#save")
+    ada.told("Saved as 'tea'.")
+    ada.click("#delete")
+    ada.told("Deleted")
+
+
 def test_links():
     assert read_link("?knobs=tea=0.5,ale=fine") == (None, {"tea": 0.5, "ale": "fine"})
     assert read_link(link({"tea": -0.25, "ale": 0.0})) == (None, {"tea": -0.25})
@@ -274,6 +330,20 @@ def test_links():
         told.strength("sideways")
     with pytest.raises(AlignvecError, match="no units"):
         Told(name="tea").strength("high")
+    for wrong in ("nan", "-inf", "1e999"):
+        with pytest.raises(AlignvecError, match="no finite number"):
+            told.strength(wrong)
+    assert read_link("?" + "&" * 3000) == (None, None)
+    with pytest.raises(AlignvecError, match="too long"):
+        read_link("?" + "&" * 4000)
+
+
+@pytest.mark.parametrize("reach", [0.02, 0.3, 1, 9, 500])
+def test_a_slider_reaches_what_is_known_in_steps_that_hit_the_base(reach):
+    knob = Told(name="tea", levels={"plain": -reach, "fine": reach}).knob()
+    assert knob.low < -reach < reach < knob.high
+    assert 20 <= (knob.high - knob.low) / knob.step <= 400
+    assert (knob.low / knob.step) == pytest.approx(round(knob.low / knob.step))
 
 
 def test_the_command(monkeypatch):
@@ -281,7 +351,9 @@ def test_the_command(monkeypatch):
     monkeypatch.setattr("alignvec.cli.playground._serve", lambda *given: started.append(given))
     monkeypatch.setenv("A_KEY", "secret")
     run("playground", "--url", "http://127.0.0.1:1", "--api-key-env", "A_KEY")
-    assert started == [("http://127.0.0.1:1", "127.0.0.1", 7860, "secret")]
+    assert started == [("http://127.0.0.1:1", "127.0.0.1", 7860, "secret", False)]
+    monkeypatch.undo()
+    assert "--insecure serves everybody" in refused("playground", "--host", "0.0.0.0")
     assert "the environment has no 'NONE'" in refused("playground", "--api-key-env", "NONE")
     for wrong in ("", "file:///etc/passwd", "127.0.0.1:8000", "http://"):
         with pytest.raises(AlignvecError, match="is no address"):

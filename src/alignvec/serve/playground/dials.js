@@ -43,7 +43,7 @@ function marks(knob) {
 function dial(knob, index) {
   const id = `dial-${index}`;
   const slider = make("input", {
-    type: "range", id, min: knob.low, max: knob.high, step: 0.05, "aria-describedby": `${id}-note`,
+    type: "range", id, min: knob.low, max: knob.high, step: knob.step, "aria-describedby": `${id}-note`,
     oninput: () => set({ [knob.name]: Math.abs(+slider.value) < 1e-9 ? 0 : +(+slider.value).toFixed(4) }),
   });
   const box = make("input", {

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 from urllib.parse import parse_qs, urlencode
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from alignvec.errors import AlignvecError, check_known
 from alignvec.knobs.calibration import Calibration
@@ -14,6 +15,7 @@ from alignvec.knobs.setting import parse_strength, parse_written
 
 _BEYOND = 0.15  # of the span of what is known, that a slider goes on at both ends
 _UNKNOWN = (-2.0, 2.0)  # the reach of a knob that nothing is known of
+_LONGEST = 4000  # characters of a link's query
 
 Side = Literal["left", "right"]
 
@@ -26,6 +28,7 @@ class Knob(BaseModel):
         safe: lowest and highest strength at which texts are known to be sound.
         low: where the slider begins.
         high: where it ends.
+        step: by which it goes; both ends, and so 0, are whole steps.
     """
 
     name: str
@@ -33,6 +36,7 @@ class Knob(BaseModel):
     safe: tuple[float, float] | None = None
     low: float = _UNKNOWN[0]
     high: float = _UNKNOWN[1]
+    step: float = 0.05
 
 
 class Dials(BaseModel):
@@ -62,10 +66,12 @@ class Dials(BaseModel):
 class Told(BaseModel):
     """What `/v1/knobs` tells of a knob, as far as the page needs it."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     name: str
     levels: dict[str, float] = {}
     safe: tuple[float, float] | None = None
-    default: float = Field(default=0.0, allow_inf_nan=False)
+    default: float = 0.0
     calibration: dict[str, Any] | None = None
 
     def knob(self) -> Knob:
@@ -74,11 +80,15 @@ class Told(BaseModel):
         low, high = min(known), max(known)
         if low == high:
             low, high = _UNKNOWN
-        more = _BEYOND * (high - low)
+        span = high - low
+        # 20 to 200 steps, as fine as the span is short: some knobs are through at 0.02.
+        step = 10.0 ** math.floor(math.log10(span)) / 20
+        low, high = (
+            round(end / step) * step for end in (low - _BEYOND * span, high + _BEYOND * span)
+        )
         return Knob(
-            name=self.name, levels=self.levels, safe=self.safe,
-            low=round(low - more, 1), high=round(high + more, 1),
-        )  # fmt: skip
+            name=self.name, levels=self.levels, safe=self.safe, low=low, high=high, step=step
+        )
 
     def strength(self, wanted: float | str) -> float:
         """The number that a level, a share or a position stands for.
@@ -88,6 +98,8 @@ class Told(BaseModel):
         """
         wanted = parse_strength(wanted) if isinstance(wanted, str) else wanted
         if not isinstance(wanted, str):
+            if not math.isfinite(wanted):
+                raise AlignvecError(f"knob '{self.name}': {wanted} is no finite number")
             return wanted
         curves = self.calibration or {}
         stored = {"levels": self.levels, "safe": self.safe or _UNKNOWN} | {
@@ -124,9 +136,11 @@ def read_link(query: str) -> tuple[str | None, dict[str, float | str] | None]:
     """The profile and the setting that a link names: `?profile=...` or `?knobs=a=1,b=expert`.
 
     Raises:
-        AlignvecError: what should be a setting is none.
+        AlignvecError: what should be a setting is none, or it is no link of ours by its length.
     """
-    fields = parse_qs(query.lstrip("?"), max_num_fields=20) if len(query) < 4000 else {}
+    if len(query) > _LONGEST:
+        raise AlignvecError("it is too long")
+    fields = parse_qs(query.lstrip("?"))
     profile = fields.get("profile", [None])[0]
     written = fields.get("knobs", [""])[0]
     return profile, parse_written(written) if written else None

@@ -1,6 +1,6 @@
 """The page: a talk in two columns, a sweep along one knob, profiles and links.
 
-The server that the page comes from keeps nothing of it but which versions of profiles were read:
+The server that the page comes from keeps nothing of it but which versions of profiles were seen:
 the talk, the knobs and the API key are in the browser and come with each event. Whatever comes is
 read into models of text and numbers first, so no value that a browser sends goes back as it came,
 and none can be a file.
@@ -9,8 +9,8 @@ and none can be a file.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager, suppress
 from functools import wraps
 from typing import Any
 from urllib.parse import urlencode
@@ -39,6 +39,7 @@ _AT_ONCE, _WAITING = 64, 256  # events of one kind that run, and all that may wa
 
 Update = dict[Any, Any]  # part of the page -> what it becomes
 Updates = AsyncGenerator[Update, None]
+Seen = dict[str, str | None]  # profile -> the ETag of the version that was seen; None: none was
 
 _COPY = """query => {
   const url = window.location.origin + window.location.pathname + query;
@@ -73,7 +74,7 @@ class _WithoutFiles(gr.Blocks):
 
 def _names_file(value: Any) -> bool:
     if isinstance(value, dict):
-        return "meta" in value or any(map(_names_file, value.values()))
+        return isinstance(value.get("path"), str) or any(map(_names_file, value.values()))
     return isinstance(value, list) and any(map(_names_file, value))
 
 
@@ -175,9 +176,10 @@ class _Page(Parts):
         model = await self.client.model(key)
         now = Dials(model=model, knobs=[knob.knob() for knob in told], side=before.side)
         now.left = {knob.name: knob.default for knob in told}
+        now.right = dict.fromkeys(now.left, 0.0)
         update: Update = {
             self.heading: heading(model),
-            **self._kept({one["name"]: one["etag"] for one in saved}, ""),
+            **self._kept({one["name"]: None for one in saved}, ""),
         }
         if before.knobs:
             now.left, now.right = before.left, before.right
@@ -188,21 +190,23 @@ class _Page(Parts):
             update[self.knob] = names[0]
             update[self.low], update[self.high] = now.knobs[0].safe or (-1.0, 1.0)
             try:
-                profile, now.left = await self._linked(query, told, now.left, key)
-                if profile:
-                    update |= self._kept(update[self.read], profile)
+                seen, now.left = await self._linked(query, told, now.left, key)
+                for name in seen:
+                    update |= self._kept({**update[self.read], **seen}, name)
             except AlignvecError as error:
                 yield {self.status: alert(f"The link leads nowhere: {one_line(error)}")}
         yield {**update, self.dials: now.model_dump()}
 
     async def _linked(
         self, query: str, told: Sequence[Told], setting: dict[str, float], key: str | None
-    ) -> tuple[str | None, dict[str, float]]:
+    ) -> tuple[Seen, dict[str, float]]:
         """The profile and the setting of a link; `setting` where it names none."""
-        profile, knobs = read_link(query)
-        if profile is not None:
-            setting = in_numbers((await self.client.profile(profile, key))["knobs"], told)
-        return profile, (setting if knobs is None else in_numbers(knobs, told))
+        name, knobs = read_link(query)
+        seen: Seen = {}
+        if name is not None:
+            profile = await self.client.profile(name, key)
+            seen, setting = {name: profile["etag"]}, in_numbers(profile["knobs"], told)
+        return seen, (setting if knobs is None else in_numbers(knobs, told))
 
     async def _send(
         self, question: str, talk: Any, dials: Any, compare: bool, *sampling: Any
@@ -270,33 +274,31 @@ class _Page(Parts):
         low, high = (knob and knob.safe) or (-1.0, 1.0)
         yield {self.low: low, self.high: high}
 
-    async def _load(self, name: Any, dials: Any, read: dict[str, str], key: str | None) -> Updates:
+    async def _load(self, name: Any, dials: Any, read: Seen, key: str | None) -> Updates:
         now, name = Dials.model_validate(dials), _name(name)
-        profile = await self.client.profile(name, key)
+        try:
+            profile = await self.client.profile(name, key)
+        except Trouble as trouble:
+            if trouble.status == 404:  # so the name is free again
+                yield self._kept(_without(read, name), name)
+            raise
         setting = in_numbers(profile["knobs"], read_told(await self.client.knobs(key)))
         now = now.model_copy(update={now.side: setting})
         yield {self.dials: now.model_dump(), **self._kept({**read, name: profile["etag"]}, name)}
 
-    async def _save(self, name: Any, dials: Any, read: dict[str, str], key: str | None) -> Updates:
+    async def _save(self, name: Any, dials: Any, read: Seen, key: str | None) -> Updates:
         now, name = Dials.model_validate(dials), _name(name)
-        try:
+        with _of_the_version_seen(name):
             etag = await self.client.save(name, now.setting(now.side), read.get(name), key)
-        except Trouble as trouble:
-            if trouble.status == 412:  # load it, and the version is known
-                raise AlignvecError(
-                    f"Somebody changed '{name}' meanwhile: load it to see how, or save under "
-                    "another name."
-                ) from trouble
-            raise
         yield {**self._kept({**read, name: etag}, name), self.status: say(f"Saved as '{name}'.")}
 
-    async def _delete(self, name: Any, _: Any, read: dict[str, str], key: str | None) -> Updates:
+    async def _delete(self, name: Any, _: Any, read: Seen, key: str | None) -> Updates:
         name = _name(name)
-        await self.client.delete(name, read.get(name), key)
-        left = {other: etag for other, etag in read.items() if other != name}
-        yield {**self._kept(left, ""), self.status: say(f"Deleted '{name}'.")}
+        with _of_the_version_seen(name):
+            await self.client.delete(name, read.get(name), key)
+        yield {**self._kept(_without(read, name), ""), self.status: say(f"Deleted '{name}'.")}
 
-    def _kept(self, read: dict[str, str], name: str) -> Update:
+    def _kept(self, read: Seen, name: str) -> Update:
         """The profiles that there are, and the one that is chosen."""
         names = sorted(read)
         chosen = name if name in read else None
@@ -327,6 +329,24 @@ def _name(name: Any) -> str:
     if not isinstance(name, str) or not name.strip():
         raise AlignvecError("Give the profile a name.")
     return name.strip()
+
+
+def _without(read: Seen, name: str) -> Seen:
+    return {other: etag for other, etag in read.items() if other != name}
+
+
+@contextmanager
+def _of_the_version_seen(name: str) -> Iterator[None]:
+    """Nobody changes what they have not looked at."""
+    try:
+        yield
+    except Trouble as trouble:
+        if trouble.status in (412, 428):
+            raise AlignvecError(
+                f"There is another '{name}' than you have seen: load it first, or take another "
+                "name."
+            ) from trouble
+        raise
 
 
 def _is_number(value: Any) -> bool:

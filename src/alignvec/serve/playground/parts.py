@@ -20,7 +20,7 @@ class Parts:
     """Gradio's components; made inside its Blocks."""
 
     def __init__(self) -> None:
-        self.read = gr.State({})  # profile -> the ETag of the version that was read
+        self.read = gr.State({})  # profile -> the ETag of the version that was seen; None: none was
         self.query = gr.Textbox(visible="hidden", container=False)
         self.lost = gr.Textbox(visible="hidden", container=False)  # what nothing answered
         self.knob = gr.Textbox(visible="hidden", container=False)  # that is swept along

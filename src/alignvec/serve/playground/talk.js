@@ -1,6 +1,7 @@
 // Questions, and below each its answers side by side. `props.value` is a Talk (talk.py).
 // It grows in place: what is selected stays so, and text is text, never HTML.
 const root = element.querySelector(".talk");
+root.setAttribute("role", "log"); // read out once an answer is no longer busy
 
 function make(tag, name, ...children) {
   const node = document.createElement(tag);
