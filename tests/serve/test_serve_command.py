@@ -41,6 +41,8 @@ def serving(place, *options):
         line = process.stdout.readline()
         found = re.fullmatch(r"tea at (http://\S+)/v1, knobs: tea \(Ctrl\+C stops\)\n", line)
         assert found, line + process.stderr.read()
+        if "--no-page" not in options:
+            assert process.stdout.readline() == f"a page with a slider for each at {found[1]}/\n"
         yield process, found[1]
     finally:
         process.kill()

@@ -125,13 +125,15 @@ def serve(
         made = application(engine, dial, profiles, door, limits, log_prompts, page)
         log_requests()
         knobs = ", ".join(model.vectors) or "none"
-        run(
-            made,
-            engine,
-            found,
-            drain,
-            lambda: typer.echo(f"{served} at {url}/v1, knobs: {knobs} (Ctrl+C stops)"),
-        )
+
+        def ready() -> None:
+            typer.echo(f"{served} at {url}/v1, knobs: {knobs} (Ctrl+C stops)")
+            if page:
+                typer.echo(f"a page with a slider for each at {here}/")
+            elif not no_page:
+                typer.echo("no page: it needs Gradio, pip install 'alignvec[ui]'")
+
+        run(made, engine, found, drain, ready)
 
 
 def _playground(url: str) -> Callable[[FastAPI], None] | None:
