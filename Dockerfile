@@ -1,8 +1,8 @@
 # alignvec serve in a container, on a CPU:
 #
 #     docker build -t alignvec .
-#     docker run -p 127.0.0.1:8000:8000 -e ALIGNVEC_API_KEY -v alignvec:/var/lib/alignvec \
-#         -v "$PWD/medical-av:/vectors/medical:ro" alignvec \
+#     docker run --stop-timeout 60 -p 127.0.0.1:8000:8000 -e ALIGNVEC_API_KEY \
+#         -v alignvec:/var/lib/alignvec -v "$PWD/medical-av:/vectors/medical:ro" alignvec \
 #         embedded --vector medical=/vectors/medical
 #
 # and on NVIDIA's GPUs, whose wheels bring CUDA with them, so the base image stays (docker run --gpus all):
