@@ -259,6 +259,7 @@ def test_it_is_mounted_below_the_api(model, tmp_path):
         assert "gradio" in here.http.get("/").text
         assert here.http.get("/v1/knobs").json()["data"][0]["name"] == "tea"
         assert here.http.get("/v1/chat/completions").status_code == 405
+        assert here.http.get("/gradio_api/app_id").status_code == 200  # an open page looks for it
         assert here.http.get("/none").json()["error"]["message"] == "GET /none: Not Found"
         other = httpx.get(f"{here.url}/", headers={"Host": "evil.example"})
         assert other.status_code == 403
@@ -293,6 +294,11 @@ def test_a_knob_may_be_called_anything(browser, tiny, nudged, tmp_path):
             ada.told(said)
         assert ada.driver.title == "alignvec playground"
         assert not ada.all("img[src=x]")
+        phone = Person(ada.driver, page, 390, 844)
+        next(tab for tab in phone.all("button[role=tab]") if tab.text == "Sweep").click()
+        for end in ("#low", "#high"):  # however many knobs there are
+            place = phone.find(end).rect
+            assert place["x"] + place["width"] <= 390
 
 
 def test_what_nobody_here_has_seen_is_not_overwritten(browser, page, server):

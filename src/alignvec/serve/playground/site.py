@@ -24,10 +24,11 @@ from alignvec.serve.process import address_of, bound, url_of
 from alignvec.serve.security import Access, Guard, is_local
 
 # All of Gradio that the page uses. What is not here, above all what reads or takes files or
-# fetches addresses (/gradio_api/file=, /upload, /proxy=, ...), is not there.
+# fetches addresses (/gradio_api/file=, /upload, /proxy=, ...), is not there. By app_id an open page
+# finds a server that was started anew.
 _USED = re.compile(
     r"/|/config|/theme\.css|/favicon\.ico|/manifest\.json|/(assets|static|svelte)/.*"
-    r"|/gradio_api/(queue/(join|data)|heartbeat/\w+|cancel|reset|startup-events)"
+    r"|/gradio_api/(queue/(join|data)|heartbeat/\w+|cancel|reset|startup-events|app_id)"
 )
 _END = 2  # seconds that open pages have when the server stops
 _MOST, _SLOWEST = 1 << 22, 60.0  # bytes of what a page sends, with its talk; seconds it may take
