@@ -51,7 +51,7 @@ def serve(
         int, typer.Option(min=1, help="Answers that are written side by side.")
     ] = 32,
     max_waiting: Annotated[
-        int, typer.Option(min=1, help="Answers that wait; more are refused for now (429).")
+        int, typer.Option(min=1, help="Requests that wait; more are refused for now (429).")
     ] = 256,
     max_tokens: Annotated[
         int, typer.Option(min=1, help="Of a chat answer, where the request does not say.")
