@@ -217,6 +217,31 @@ def test_a_long_prompt_does_not_keep_the_others_waiting(make):
     assert within(engine, work) > 10
 
 
+def test_a_long_prompt_lets_a_short_one_by(make):
+    engine = make(prefill_tokens=16)
+    order = []
+
+    async def work():
+        async def one(question, name):
+            asked = request(engine, question, client=name, max_tokens=2, endless=True)
+            async for _ in engine.generate(asked):
+                order.append(name)
+
+        long = asyncio.create_task(one("x" * 400, "long"))
+        while not engine.steps:
+            await asyncio.sleep(0.001)
+        before = engine.steps
+        await one("a", "short")
+        assert engine.steps < before + 12
+        while not long.done():  # and it is not kept waiting by others that come
+            await one("b", "short")
+
+    within(engine, work)
+    assert order[:2] == ["short"] * 2
+    assert order.count("long") == 2
+    assert order.count("short") < 50
+
+
 def test_what_runs_may_end_and_what_does_not_is_told(make):
     async def ending(drain, tokens):
         engine = make()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,6 +75,11 @@ class _Reading:
         )
         self._at = 0
 
+    @property
+    def left(self) -> int:
+        """Tokens of the longest prompt that are not read yet."""
+        return self.tokens.shape[1] - self._at
+
     def read(self, budget: int) -> torch.Tensor | None:
         """[J, V]: the logits after the prompts, once they are read to their end.
 
@@ -83,7 +89,7 @@ class _Reading:
         end = self._at + max(1, budget // len(self.tokens) // _GRAIN) * _GRAIN
         logits = self.rows.read(self.tokens[:, self._at : end], self.real[:, self._at : end])
         self._at = end
-        return logits if end >= self.tokens.shape[1] else None
+        return None if self.left > 0 else logits
 
 
 class Writing:
@@ -109,39 +115,45 @@ class Writing:
         self._answers: list[_Answer] = []
         self._last: list[int] = []  # the newest token of each
         self._rows: Rows | None = None
-        self._reading: _Reading | None = None
+        self._readings: deque[_Reading] = deque()  # a long one, and a short one that it lets by
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""
-        return not self._answers and self._reading is None
+        return not self._answers and not self._readings
 
     def drop_cancelled(self) -> None:
         """Nothing is computed any more for who has gone."""
         self._keep([not answer.job.cancelled for answer in self._answers])
-        if self._reading and all(job.cancelled for job in self._reading.jobs):
-            self._reading = None
+        for reading in list(self._readings):
+            if all(job.cancelled for job in reading.jobs):
+                self._readings.remove(reading)
 
     def admit(self, turns: Turns) -> None:
-        """Let in who is next, as long as there is room, unless prompts are being read."""
-        if self._reading is not None:
+        """Let in who is next, as long as there is room and prompts are not being read already; a
+        long one lets those by that a step can read.
+        """
+        beside = bool(self._readings)
+        if len(self._readings) > 1 or (beside and self._readings[0].left <= self._prefill):
             return
         jobs: list[Job] = []
-        rows = len(self._answers)
-        longest = max((answer.job.request.longest for answer in self._answers), default=0)
+        inside = [job.request for reading in self._readings for job in reading.jobs]
+        rows = len(self._answers) + sum(request.n for request in inside)
+        inside += [answer.job.request for answer in self._answers]
+        longest = max((request.longest for request in inside), default=0)
         while job := turns.first():
             rows, longest = rows + job.request.n, max(longest, job.request.longest)
             full = rows > self._max_rows or rows * longest > self._max_cells
             # Prompts that are read together are padded to the longest.
             width = max(len(one.request.tokens) for one in (*jobs, job))
-            wide = jobs and width * (len(jobs) + 1) > self._prefill
-            if (full or wide) and (self._answers or jobs):
+            wide = width * (len(jobs) + 1) > self._prefill
+            if (full and (inside or jobs)) or (wide and (beside or jobs)):
                 break
             jobs.append(turns.pop())
         if not jobs:
             return
         try:
-            self._reading = _Reading(self._joinable, jobs)
+            self._readings.append(_Reading(self._joinable, jobs))
         except Exception as error:
             _fail(jobs, error)
 
@@ -164,8 +176,9 @@ class Writing:
 
     def _forget(self) -> list[Job]:
         jobs = [answer.job for answer in self._answers]
-        jobs += self._reading.jobs if self._reading else []
-        self._answers, self._rows, self._reading, self._last = [], None, None, []
+        jobs += [job for reading in self._readings for job in reading.jobs]
+        self._answers, self._rows, self._last = [], None, []
+        self._readings.clear()
         self.running = 0
         return list(dict.fromkeys(jobs))
 
@@ -183,17 +196,18 @@ class Writing:
 
     def _read(self) -> None:
         """A chunk of the prompts; at their end they join."""
-        reading = self._reading
-        if reading is None:
+        if not self._readings:
             return
+        reading = self._readings[0]
         try:
             logits = reading.read(self._prefill)
         except Exception as error:  # what is written already has rows of its own
-            self._reading = None
+            self._readings.popleft()
             _fail(reading.jobs, error)
             return
         self.steps += 1
         if logits is None:
+            self._readings.rotate(-1)
             return
         pairs = [
             (row, _Answer(job, index, self._model.tokenizer, self._repetition))
@@ -202,7 +216,7 @@ class Writing:
             for index in range(job.request.n)
         ]
         if not pairs:
-            self._reading = None
+            self._readings.popleft()
             return
         which = [row for row, _ in pairs]
         reading.rows.select(which)
@@ -214,7 +228,7 @@ class Writing:
         self._answers += [answer for _, answer in pairs]
         self._last += [0] * len(pairs)
         self.running = len(self._answers)
-        self._reading = None  # not before: who is in neither is never told
+        self._readings.popleft()  # not before: who is in neither is never told
         self._write(logits[which], first)
 
     def _write(self, logits: torch.Tensor, first: int) -> None:
