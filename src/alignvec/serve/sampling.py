@@ -54,7 +54,8 @@ class Chance:
         self.repetition = repetition
         self.seen = set(prompt)
         self.counts: Counter[int] = Counter()
-        self.biased = list(sampling.logit_bias), list(sampling.logit_bias.values())
+        bias = sampling.logit_bias
+        self.biased = torch.tensor(list(bias), dtype=torch.long), torch.tensor(list(bias.values()))
         seed = sampling.seed
         self._random = Random(None if seed is None else f"{seed} {index}")
 
@@ -126,7 +127,7 @@ def _penalise(logits: torch.Tensor, chance: Chance) -> None:
         found = logits[seen]
         logits[seen] = torch.where(found < 0, found * chance.repetition, found / chance.repetition)
     if wish.logit_bias:
-        tokens, biases = (torch.tensor(one, device=logits.device) for one in chance.biased)
+        tokens, biases = (one.to(logits.device) for one in chance.biased)
         logits[tokens] += biases
     if (wish.frequency_penalty or wish.presence_penalty) and chance.counts:
         index = torch.tensor(list(chance.counts), device=logits.device)
