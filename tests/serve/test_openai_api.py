@@ -12,6 +12,7 @@ import pytest
 from live import ASK, QUESTION, live, tea_model
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase as ChatParams
 from openai.types.completion_create_params import CompletionCreateParamsBase as TextParams
+from tokenizers.processors import TemplateProcessing
 
 from alignvec.serve.chat import ChatRequest
 from alignvec.serve.completion import CompletionRequest
@@ -174,6 +175,21 @@ def test_texts_are_gone_on_with(client):
         choice = chunk.choices[0]
         streamed[choice.index] = streamed.get(choice.index, "") + choice.text
     assert [streamed[index] for index in range(3)] == expected
+
+
+def test_a_text_begins_as_the_tokenizer_has_it_and_is_not_ended(served, client):
+    plain = complete(client)
+    core = served.engine.model.tokenizer.backend_tokenizer
+    core.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    try:
+        begun = complete(client)
+        told = [1, *(ord(c) - 32 + 5 for c in "tea is")]
+        assert begun.usage.prompt_tokens == plain.usage.prompt_tokens + 1
+        assert begun.choices[0].text == complete(client, prompt=told).choices[0].text
+    finally:
+        core.post_processor = TemplateProcessing(single="$A", special_tokens=[])
 
 
 def test_texts_tell_log_probabilities_in_their_own_form(client):

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
 from alignvec.base.messages import last_question
-from alignvec.base.prompts import Prompt
+from alignvec.base.prompts import Prompt, begun
 from alignvec.errors import AlignvecError, untold
 from alignvec.files import hash_of
 from alignvec.serve.access import Visit, visit_of
@@ -181,7 +181,7 @@ class Endpoints:
         for prompt in asked.prompts:
             if isinstance(prompt, str):
                 texts.append(prompt)
-                prompts.append(list(self._tokenizer(prompt)["input_ids"]))
+                prompts.append(begun(self._tokenizer, prompt))
                 continue
             if max(prompt) >= self._vocabulary:
                 raise Refused(
