@@ -52,7 +52,7 @@ class Chance:
         """
         self.sampling = sampling
         self.repetition = repetition
-        self.seen = set(prompt)
+        self.seen = set(prompt) if repetition != 1 else set()
         self.counts: Counter[int] = Counter()
         bias = sampling.logit_bias
         self.biased = torch.tensor(list(bias), dtype=torch.long), torch.tensor(list(bias.values()))
