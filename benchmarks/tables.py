@@ -359,7 +359,7 @@ def serve_load() -> str:
 
 
 def serve_ratios() -> str:
-    """What the issue of the server asks for."""
+    """How it compares, round by round."""
     found = result("serve_load")
     ratios, batch = found["ratios"], found["generate"]["batch"]
 
@@ -376,6 +376,29 @@ def serve_ratios() -> str:
         f"`transformers serve`, {each('transformers batched', 'tokens_per_second')} times as fast "
         "as with its continuous batching."
     )
+
+
+ENGINES = {
+    "joined": "**rows that join between steps** (`alignvec.serve.rows`)",
+    "joined bare": "... no knobs",
+    "micro-batches": "micro-batches over `KnobModel.generate`",
+    "manager": "transformers' `ContinuousBatchingManager`, no knobs",
+    "manager gated": "... with the gate on, one setting for all",
+}
+
+
+def serve_engines() -> str:
+    """The ways to share forward passes that the engine could have had."""
+    found = result("serve_engines")["engines"]
+    rows = [
+        [
+            text,
+            f"{found[name]['tokens_per_second']:.3g}",
+            f"{found[name]['first_p50']:.2g} / {found[name]['first_p99']:.2g}",
+        ]
+        for name, text in ENGINES.items()
+    ]
+    return table(["", "tokens/s", "first token, s, p50 / p99"], rows)
 
 
 def serve_soak() -> str:

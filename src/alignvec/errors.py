@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -39,3 +40,11 @@ def one_line(error: BaseException) -> str:
     """An exception's message without its line breaks, cut to what fits a terminal."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else text[:297] + "..."
+
+
+def untold(error: BaseException) -> str:
+    """An exception's type and where it was raised, without its message, which may quote what was
+    asked.
+    """
+    place = "".join(traceback.format_tb(error.__traceback__))
+    return f"{type(error).__name__}\n{place}"

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from alignvec.base.load import load_tokenizer
 from alignvec.errors import AlignvecError
+from alignvec.serve.spelling import Spelling, shown
 from alignvec.serve.text import Text, check_streams
 
 
@@ -25,6 +26,22 @@ def pieces():
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=core)
+
+
+@pytest.fixture(scope="module")
+def words():
+    """One as Llama's: words with their space before them, and bytes where there is no word."""
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581tea", "\u2581is", "a"]
+    numbers = {one: at for at, one in enumerate(tokens)}
+    core = Tokenizer(models.BPE(numbers, [], unk_token="<unk>", byte_fallback=True))
+    core.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(),
+         decoders.Strip(" ", 1, 0)]
+    )  # fmt: skip
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>")
 
 
 def told(text, tokens, last=True):
@@ -74,6 +91,37 @@ def test_what_may_be_a_stop_text_is_held_back_until_it_is_none(pieces):
     assert text.add(q).text == "xyq"
     text.add(x)
     assert text.end().text == "x"
+
+
+def test_words_have_their_space_between_them_and_before_them_within_a_text(words):
+    tokens = words.convert_tokens_to_ids(["\u2581tea", "\u2581is", "a"])
+    assert [one.text for one in told(Text(words), tokens)] == ["tea", " is", "a"]
+    assert [one.text for one in told(Text(words, before=tokens), tokens)] == [" tea", " is", "a"]
+
+
+def test_bytes_that_are_no_text_spoil_nothing_that_follows_or_was_told(words):
+    tokens = words.convert_tokens_to_ids(["<0xC3>", "<0xA9>", "<0xFF>", "a", "\u2581tea"])
+    found = told(Text(words), tokens)
+    assert [one.text for one in found] == ["", "é", "", "\ufffda", " tea"]
+    assert [token for one in found for token in one.tokens] == list(range(5))
+
+
+def test_an_answer_goes_on_within_a_character_of_the_prompt(pieces):
+    *prompt, rest, x = pieces("tea for é" + "x")["input_ids"]
+    assert [one.text for one in told(Text(pieces, before=prompt), [rest, x])] == ["é", "x"]
+
+
+def test_tokens_are_spelled_in_the_bytes_that_they_stand_for(pieces, words):
+    for tokenizer, text in ((pieces, "é 😀"), (words, None)):
+        if text is None:
+            tokens = words.convert_tokens_to_ids(["\u2581tea", "\u2581is", "<0xC3>", "<0xA9>"])
+            text = " tea isé"
+        else:
+            tokens = tokenizer(text)["input_ids"]
+        spelled = [Spelling(tokenizer)(token) for token in tokens]
+        assert b"".join(spelled).decode() == text
+    assert shown(b" tea") == " tea"
+    assert shown("é".encode()[:1]) == r"\xc3"
 
 
 def test_special_tokens_and_unknown_ones_have_no_text(tokenizer):

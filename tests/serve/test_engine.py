@@ -3,15 +3,19 @@
 import asyncio
 import math
 import random
+import threading
 
 import pytest
+import torch
 
 from alignvec.base.prompts import Prompt
 from alignvec.errors import AlignvecError
 from alignvec.evaluate.likelihood import response_scores
 from alignvec.knobs.model import KnobModel
+from alignvec.serve import scoring, writing
 from alignvec.serve.engine import Engine
-from alignvec.serve.request import Busy, Request, Stopped
+from alignvec.serve.request import Busy, Failed, Request, Stopped
+from alignvec.serve.rows import Rows
 from alignvec.serve.sampling import Sampling
 from alignvec.vector.alignment_vector import AlignmentVector
 from alignvec.vector.compress import compress
@@ -213,6 +217,31 @@ def test_a_long_prompt_does_not_keep_the_others_waiting(make):
     assert within(engine, work) > 10
 
 
+def test_a_long_prompt_lets_a_short_one_by(make):
+    engine = make(prefill_tokens=16)
+    order = []
+
+    async def work():
+        async def one(question, name):
+            asked = request(engine, question, client=name, max_tokens=2, endless=True)
+            async for _ in engine.generate(asked):
+                order.append(name)
+
+        long = asyncio.create_task(one("x" * 400, "long"))
+        while not engine.steps:
+            await asyncio.sleep(0.001)
+        before = engine.steps
+        await one("a", "short")
+        assert engine.steps < before + 12
+        while not long.done():  # and it is not kept waiting by others that come
+            await one("b", "short")
+
+    within(engine, work)
+    assert order[:2] == ["short"] * 2
+    assert order.count("long") == 2
+    assert order.count("short") < 50
+
+
 def test_what_runs_may_end_and_what_does_not_is_told(make):
     async def ending(drain, tokens):
         engine = make()
@@ -281,3 +310,191 @@ def test_of_n_answers_each_is_another_and_all_end(make):
     found = within(engine, lambda: answers(engine, asked))
     assert len({text for text, _ in found}) == 4
     assert {end for _, end in found} <= {"stop", "length"}
+
+
+def test_a_full_queue_has_a_place_for_who_has_least_in_it(make):
+    engine = make(max_rows=1, max_waiting=4)
+
+    async def work():
+        running = engine.generate(request(engine, client="many", max_tokens=300, endless=True))
+        await anext(running)
+
+        def ask(client):
+            return asyncio.create_task(answers(engine, request(engine, client=client)))
+
+        many = [ask("many") for _ in range(4)]
+        await asyncio.sleep(0.05)
+        few = [ask("few"), ask("few")]
+        await asyncio.sleep(0.05)
+        assert engine.waiting == 4
+        third = ask("few")  # as many as the other then: it is full
+        await asyncio.sleep(0.05)
+        await running.aclose()
+        return await asyncio.gather(*many, *few, third, return_exceptions=True)
+
+    found = within(engine, work)
+    assert [isinstance(one, Busy) for one in found] == [False] * 2 + [True] * 2 + [False] * 2 + [
+        True
+    ]
+
+
+def test_who_cannot_be_read_is_told_and_the_others_go_on(make, monkeypatch, caplog):
+    engine = make()
+    read = Rows.read
+
+    def full(rows, tokens, real=None):
+        if tokens.shape[1] > 60:
+            raise RuntimeError("no room")
+        return read(rows, tokens, real)
+
+    monkeypatch.setattr(Rows, "read", full)
+
+    async def work():
+        asked = request(engine, max_tokens=60, temperature=0, endless=True)
+        running = asyncio.create_task(answers(engine, asked))
+        await asyncio.sleep(0.02)
+        with pytest.raises(Failed):
+            await answers(engine, request(engine, "x" * 100))
+        return await running
+
+    [(text, finish)] = within(engine, work)
+    assert text
+    assert finish == "length"
+    assert "no room" in caplog.text
+
+
+@pytest.mark.parametrize("place", ["admit", "begin", "join", "write"])
+def test_whatever_fails_nobody_waits_for_ever(make, monkeypatch, caplog, place):
+    engine = make()
+
+    def broken(*_, **__):
+        raise ValueError("terces a"[::-1])  # a traceback shows the line
+
+    def wrong(one):
+        return Request(one.tokens, {}, one.sampling) if place == "admit" else one
+
+    where = {
+        "begin": (writing, "Text"),
+        "join": (Rows, "select"),
+        "write": (writing, "next_tokens"),
+    }
+
+    async def work():
+        with monkeypatch.context() as patch:
+            if place in where:
+                patch.setattr(*where[place], broken)
+            with pytest.raises(Failed):
+                await asyncio.wait_for(answers(engine, wrong(request(engine))), 20)
+        await answers(engine, request(engine))  # and then it goes on
+
+    within(engine, work)
+    assert "secret" not in caplog.text
+    assert "writing.py" in caplog.text
+
+
+def test_who_is_just_being_let_in_may_end_too(make, monkeypatch):
+    engine, entered = make(), threading.Event()
+
+    class Slow(writing.Text):
+        def __init__(self, *given):
+            entered.set()
+            threading.Event().wait(0.3)
+            super().__init__(*given)
+
+    monkeypatch.setattr(writing, "Text", Slow)
+
+    async def run():
+        await engine.start()
+        task = asyncio.create_task(answers(engine, request(engine)))
+        await asyncio.to_thread(entered.wait, 20)
+        await engine.stop(30)
+        return await task
+
+    assert asyncio.run(run())
+
+
+def test_numbers_that_overflow_are_none(make):
+    engine = make()
+    with torch.no_grad():
+        engine.model.model.lm_head.weight[7] = 3e38
+
+    async def work():
+        asked = [request(engine, f"{word}?", logprobs) for word, logprobs in (("a", {}), ("b", {}))]
+        return await asyncio.gather(
+            *(answers(engine, one) for one in asked), return_exceptions=True
+        )
+
+    assert any("no numbers" in str(one) for one in within(engine, work))
+
+
+def test_the_bases_own_penalty_of_repetition_is_heeded(make, tiny):
+    engine = make()
+    folded = KnobModel.from_pretrained(tiny("llama"), {}, dtype="float32")
+    (plain,) = folded.generate("how long?", max_new_tokens=20)
+    for model in (engine.model.model, folded.model):
+        model.generation_config.repetition_penalty = 1.5
+    engine = Engine(engine.model)
+    [(text, _)] = within(
+        engine, lambda: answers(engine, request(engine, max_tokens=20, temperature=0))
+    )
+    (wanted,) = folded.generate("how long?", max_new_tokens=20)
+    assert text.strip() == wanted != plain
+
+
+def test_what_else_a_base_would_have_is_said_to_be_passed_over(make, caplog):
+    model = make().model
+    model.model.generation_config.suppress_tokens = [5]
+    Engine(model)
+    assert "suppress_tokens: passed over" in caplog.text
+
+
+def test_scores_come_in_parts_between_the_steps_of_answers(make, monkeypatch):
+    engine = make()
+    responses = [chr(97 + number) * 10 for number in range(8)]
+    setting = {"full": 0.0, "low": 1.0}
+
+    async def work():
+        whole = await engine.score("how long?", responses, setting)
+        monkeypatch.setattr(scoring, "_TOGETHER", 30)
+        running = engine.generate(request(engine, max_tokens=400, endless=True))
+        await anext(running)
+        before = engine.steps
+        found = await engine.score("how long?", responses, setting)
+        assert engine.steps >= before + 7
+        await running.aclose()
+        return whole, found
+
+    whole, found = within(engine, work)
+    assert [tokens for _, tokens in found] == [10] * 8
+    assert [total for total, _ in found] == pytest.approx([total for total, _ in whole], rel=1e-5)
+
+
+def test_scores_for_who_has_gone_are_not_computed(make, monkeypatch):
+    engine = make()
+    monkeypatch.setattr(scoring, "_TOGETHER", 1)
+    parts = []
+    likelihoods = Engine._likelihoods
+    monkeypatch.setattr(
+        Engine, "_likelihoods", lambda *given: parts.append(1) or likelihoods(*given)
+    )
+
+    async def work():
+        setting = {"full": 0.0, "low": 0.0}
+        task = asyncio.create_task(engine.score("how long?", ["a"] * 500, setting))
+        while not parts:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await asyncio.sleep(0.1)
+        done = len(parts)
+        await asyncio.sleep(0.1)
+        assert len(parts) == done < 500
+
+    within(engine, work)
+
+
+def test_what_is_longer_than_the_context_is_not_scored(make):
+    engine = make()
+    setting = {"full": 0.0, "low": 0.0}
+    with pytest.raises(AlignvecError, match="context is 512 tokens"):
+        within(engine, lambda: engine.score("how long?", ["a", "b" * 600], setting))

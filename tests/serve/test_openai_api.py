@@ -1,15 +1,18 @@
 """OpenAI's own client against a server on a tiny model."""
 
+import asyncio
 import json
 import socket
 import threading
 import time
 
+import httpx
 import openai
 import pytest
 from live import ASK, QUESTION, live, tea_model
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase as ChatParams
 from openai.types.completion_create_params import CompletionCreateParamsBase as TextParams
+from tokenizers.processors import TemplateProcessing
 
 from alignvec.serve.chat import ChatRequest
 from alignvec.serve.completion import CompletionRequest
@@ -172,6 +175,21 @@ def test_texts_are_gone_on_with(client):
         choice = chunk.choices[0]
         streamed[choice.index] = streamed.get(choice.index, "") + choice.text
     assert [streamed[index] for index in range(3)] == expected
+
+
+def test_a_text_begins_as_the_tokenizer_has_it_and_is_not_ended(served, client):
+    plain = complete(client)
+    core = served.engine.model.tokenizer.backend_tokenizer
+    core.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    try:
+        begun = complete(client)
+        told = [1, *(ord(c) - 32 + 5 for c in "tea is")]
+        assert begun.usage.prompt_tokens == plain.usage.prompt_tokens + 1
+        assert begun.choices[0].text == complete(client, prompt=told).choices[0].text
+    finally:
+        core.post_processor = TemplateProcessing(single="$A", special_tokens=[])
 
 
 def test_texts_tell_log_probabilities_in_their_own_form(client):
@@ -409,6 +427,41 @@ def test_a_full_server_says_when_to_come_again(model, tmp_path):
         assert chat(client, max_tokens=2).choices  # it has recovered
 
 
+def test_more_than_there_is_room_for_is_refused_and_not_to_be_tried_again(
+    served, client, model, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(served.engine, "cells", 1000)
+        error = refusal(lambda: chat(client, n=4, max_tokens=300))
+        assert (error.param, error.code) == ("n", "invalid_value")
+        assert len(chat(client, n=4, max_tokens=8).choices) == 4
+    with live(model, tmp_path, rows=(1, 1)) as here:
+        error = refusal(lambda: complete(here.client(), prompt=["a", "b", "c"]))
+        assert error.param == "prompt"
+
+
+def test_scores_take_no_longer_than_is_allowed_and_than_somebody_waits(
+    model, tmp_path, monkeypatch
+):
+    gone = threading.Event()
+
+    async def slow(*_):
+        try:
+            await asyncio.sleep(20)
+        finally:
+            gone.set()
+
+    ask = {"prompt": "a", "responses": ["b"]}
+    with live(model, tmp_path, seconds=0.5) as here:
+        monkeypatch.setattr(here.engine, "score", slow)
+        answer = here.post("/v1/score", ask)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
+        gone.clear()
+        with pytest.raises(httpx.ReadTimeout):
+            here.post("/v1/score", ask, timeout=0.1)
+        assert gone.wait(0.3)
+
+
 def test_a_body_is_read_to_its_limit_and_in_time(model, tmp_path):
     with live(model, tmp_path, body=2000, seconds=0.5) as here:
         long = [{"role": "user", "content": "a" * 3000}]
@@ -440,7 +493,8 @@ def test_what_is_no_json_is_refused(served):
     assert refused(b'{"a": ' + b"[" * 5000)
     assert refused(b'{"a": ' + b"9" * 5000 + b"}")
     # What a web page may send without being asked: it counts for nothing.
-    assert refused(json.dumps({"model": "tea", "messages": ASK}), "text/plain")
+    error = refused(json.dumps({"model": "tea", "messages": ASK}), "text/plain")
+    assert "Content-Type: application/json" in error["message"]  # as curl -d alone would send it
 
 
 def test_counters_tell_what_was_done(model, tmp_path):

@@ -54,6 +54,7 @@ def test_a_seed_is_an_answer_and_each_of_n_is_another_one():
     assert drawn(Sampling(1), logits, 10) != drawn(Sampling(1), logits, 10)
     assert drawn(Sampling(1, seed=-(2**63)), logits)
     assert drawn(Sampling(1, seed=2**64), logits)
+    assert drawn(Sampling(1, seed=-1), logits, 10) != drawn(Sampling(1, seed=-2), logits, 10)
 
 
 @given(st.integers(0, 5), st.integers(1, 6))
@@ -78,6 +79,24 @@ def test_penalties_and_biases_change_their_own_row():
     once.counts.update([0, 0])
     biased = Chance(Sampling(1, temperature=0, logit_bias={2: 5.0}), 0)
     assert next_tokens(logits, [often, once, biased]) == [1, 0, 2]
+
+
+def test_numbers_at_the_end_of_what_there_is_still_have_a_likeliest():
+    logits = torch.tensor([-3e38, 3e38, 0.0, -math.inf])
+    for heat in (1e-4, 0.5, 2.0):
+        for top_p in (0, 0.5, 1):
+            wish = Sampling(1, temperature=heat, top_p=top_p, seed=1)
+            assert drawn(wish, logits.nan_to_num(), 5) == [1] * 5
+
+
+def test_what_was_seen_is_less_likely_if_the_base_has_it_so():
+    wish = Sampling(1, temperature=0)
+    for logits, wanted in (([2.0, 1.5, -9.0], 1), ([2.0, 0.9, -9.0], 0), ([-1.0, -1.5, -9.0], 1)):
+        chance = Chance(wish, 0, prompt=[0, 2], repetition=2.0)
+        assert next_tokens(torch.tensor([logits]), [chance]) == [wanted]
+    chance.counts.update([1])
+    assert next_tokens(torch.tensor([[-1.0, -1.5, -9.0]]), [chance]) == [0]
+    assert next_tokens(torch.tensor([[2.0, 1.5]]), [Chance(wish, 0, repetition=2.0)]) == [0]
 
 
 def test_likelihoods_are_natural_logs_of_all_that_could_be():

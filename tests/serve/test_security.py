@@ -7,9 +7,14 @@ import openai
 import pytest
 from live import live, tea_model
 
+from alignvec.base.identity import BaseId
+from alignvec.serve.dial import Dial
 from alignvec.serve.keys import Keys
 from alignvec.serve.playground.site import mount
+from alignvec.serve.process import log_requests
+from alignvec.serve.request import Piece
 from alignvec.serve.security import Access, check_bind, is_local
+from alignvec.vector.alignment_vector import AlignmentVector
 from conftest import refused
 
 ASK = {"model": "tea", "messages": [{"role": "user", "content": "a secret question"}],
@@ -201,3 +206,32 @@ def test_a_fault_is_logged_by_its_place_alone(served, monkeypatch, caplog):
     assert "secret" not in answer.text
     streamed = served.post(body={**ASK, "stream": True})
     assert streamed.status_code == 500
+
+
+def test_a_fault_in_a_stream_is_logged_no_more_than_that(served, monkeypatch, caplog):
+    async def broken(*_):
+        yield Piece(0, "a", [], 1, None)
+        raise ZeroDivisionError("terces a"[::-1])
+
+    monkeypatch.setattr(served.engine, "generate", broken)
+    answer = served.post(body={**ASK, "stream": True})
+    assert answer.status_code == 200
+    assert "the server failed" in answer.text
+    assert "secret" not in answer.text + caplog.text
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_knobs_beyond_their_range_fill_no_log(caplog):
+    loggers = [logging.getLogger(name) for name in ("alignvec.serve", "alignvec.knobs.setting")]
+    before = [(one.level, one.propagate, one.handlers[:]) for one in loggers]
+    try:
+        log_requests()
+        far = AlignmentVector({}, BaseId("base", ""), calibration={
+            "levels": {"plain": -1.0, "fine": 1.0}, "safe": [-1.0, 1.0]})  # fmt: skip
+        turned = Dial("tea", {"tea": far}).read("tea", {"tea": 1.2345}, None, "")
+    finally:
+        for one, (level, propagate, handlers) in zip(loggers, before, strict=True):
+            one.level, one.propagate, one.handlers[:] = level, propagate, handlers
+            one.manager._clear_cache()
+    assert turned.beyond == ("tea",)
+    assert not caplog.text

@@ -30,11 +30,11 @@ NO_NUMBERS = (
 
 
 def no_numbers(logits: torch.Tensor) -> torch.Tensor:
-    """[...]: whether logits [..., V] say nothing: NaN among them, or all alike, as behind a norm
-    whose input overflowed.
+    """[...]: whether logits [..., V] say nothing: NaN or an overflow among them, or all alike, as
+    behind a norm whose input overflowed.
     """
     low, high = logits.aminmax(dim=-1)
-    return ~(high > low)  # NaN is greater than nothing
+    return ~((high > low) & (high < torch.inf))  # NaN is greater than nothing
 
 
 @dataclass

@@ -109,13 +109,17 @@ class Prompt:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _ids(self, text: str) -> list[int]:
-        """The tokens of a text that begins a sequence, which has not ended."""
-        bare = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
         if self._tokenizer.chat_template is not None:  # it writes its own special tokens
-            return bare
-        ids = list(self._tokenizer(text)["input_ids"])
-        starts = (at for at in range(len(ids)) if ids[at : at + len(bare)] == bare)
-        return ids[: next(starts, len(ids)) + len(bare)]
+            return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return begun(self._tokenizer, text)
+
+
+def begun(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The tokens of a text that begins a sequence, as the tokenizer has it, and does not end it."""
+    bare = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    ids = list(tokenizer(text)["input_ids"])
+    starts = (at for at in range(len(ids)) if ids[at : at + len(bare)] == bare)
+    return ids[: next(starts, len(ids)) + len(bare)]
 
 
 def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Conversation) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -51,7 +52,7 @@ def serve(
         int, typer.Option(min=1, help="Answers that are written side by side.")
     ] = 32,
     max_waiting: Annotated[
-        int, typer.Option(min=1, help="Answers that wait; more are refused for now (429).")
+        int, typer.Option(min=1, help="Requests that wait; more are refused for now (429).")
     ] = 256,
     max_tokens: Annotated[
         int, typer.Option(min=1, help="Of a chat answer, where the request does not say.")
@@ -86,6 +87,7 @@ def serve(
     Clients turn the knobs by the request: a field `knobs`, a field `profile`, or the name of the
     model (`embedded:medical=0.7`). The page at / has a slider for each.
     """
+    _bound_kernels()
     try:
         from alignvec.serve.app import Door, application
         from alignvec.serve.dial import Dial
@@ -134,6 +136,14 @@ def serve(
                 typer.echo("no page: it needs Gradio, pip install 'alignvec[ui]'")
 
         run(made, engine, found, drain, ready)
+
+
+def _bound_kernels() -> None:
+    """Before PyTorch is imported: on a CPU it keeps a thousand kernels for products of bfloat16
+    numbers, one a shape, and a server comes by many shapes.
+    """
+    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+        os.environ.setdefault(name, "128")
 
 
 def _playground(url: str) -> Callable[[FastAPI], None] | None:

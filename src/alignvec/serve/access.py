@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-import traceback
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,13 +11,12 @@ from typing import Any
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from alignvec.errors import printable
+from alignvec.errors import printable, untold
 from alignvec.serve.errors import error_body
+from alignvec.serve.gone import GONE
 from alignvec.serve.metrics import Metrics
 
 logger = logging.getLogger(__name__)
-
-GONE = 499  # nginx's word for: the client went before there was a response
 
 
 @dataclass
@@ -73,11 +71,9 @@ class Record:
         try:
             await self._app(scope, receive, watched)
         except Exception as error:
-            # Where it went wrong, but not the message: it may quote what was asked.
-            place = "".join(traceback.format_tb(error.__traceback__))
-            logger.error("a fault of alignvec: %s\n%s", type(error).__name__, place)
+            logger.error("a fault of alignvec: %s", untold(error))
             if status != GONE:
-                raise
+                return  # the connection is closed; raised, it would be logged with its message
             body = error_body("the server failed; its log says why", 500)
             await JSONResponse(body, 500)(scope, receive, watched)
         finally:

@@ -89,7 +89,7 @@ def application(
         app.add_exception_handler(kind, _engine_refuses)
     metrics = Metrics(engine)
     app.include_router(Endpoints(engine, dial, metrics, limits, log_prompts).router())
-    app.include_router(knob_routes(dial, profiles, engine))
+    app.include_router(knob_routes(dial, profiles, engine, limits.seconds))
 
     @app.get("/health", responses=responses(500))
     async def health() -> Status:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,20 +20,23 @@ from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
 from alignvec.base.messages import last_question
-from alignvec.base.prompts import Prompt
-from alignvec.errors import AlignvecError
+from alignvec.base.prompts import Prompt, begun
+from alignvec.errors import AlignvecError, untold
 from alignvec.files import hash_of
-from alignvec.serve.access import GONE, Visit, visit_of
+from alignvec.serve.access import Visit, visit_of
 from alignvec.serve.chat import ChatAnswer, ChatReply, ChatRequest
 from alignvec.serve.completion import CompletionAnswer, CompletionReply, CompletionRequest
 from alignvec.serve.dial import Dial, Turned
 from alignvec.serve.engine import Engine
 from alignvec.serve.errors import Refused, error_body, responses
-from alignvec.serve.generation import Gone, Pieces, pieces, unless_gone
+from alignvec.serve.generation import Pieces, pieces
+from alignvec.serve.gone import GONE, Gone, unless_gone
 from alignvec.serve.metrics import Metrics, Stopwatch
 from alignvec.serve.parameters import Asked, tokens_left
 from alignvec.serve.replies import Reply
 from alignvec.serve.request import Piece, Request
+
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -177,7 +181,7 @@ class Endpoints:
         for prompt in asked.prompts:
             if isinstance(prompt, str):
                 texts.append(prompt)
-                prompts.append(list(self._tokenizer(prompt)["input_ids"]))
+                prompts.append(begun(self._tokenizer, prompt))
                 continue
             if max(prompt) >= self._vocabulary:
                 raise Refused(
@@ -208,6 +212,12 @@ class Endpoints:
             visit.prompt = read.text
         client = visit.key or (http.client.host if http.client else "")
         requests = [self._request(asked, prompt, read.turned, client) for prompt in read.prompts]
+        if len(requests) > self._engine.max_waiting:  # to come again would be of no use
+            raise Refused(
+                f"this server lets {self._engine.max_waiting} prompts wait; send fewer at a time",
+                code="invalid_value",
+                param="prompt",
+            )
         reply = form(
             self._dial.model,
             self._fingerprint,
@@ -249,18 +259,27 @@ class Endpoints:
             asked.prompt_field,
         )
         sampling = asked.sampling(longest, self._vocabulary)
-        return Request(prompt, turned.setting, sampling, asked.answers, client, asked.continues)
+        request = Request(prompt, turned.setting, sampling, asked.answers, client, asked.continues)
+        if request.n > 1 and request.n * request.longest > self._engine.cells:
+            raise Refused(
+                f"n: {request.n} answers of up to {request.longest} tokens with their prompt are "
+                f"more than the {self._engine.cells} that this server has room for; ask for fewer "
+                "or shorter ones",
+                code="invalid_value",
+                param="n",
+            )
+        return request
 
     async def _pieces(self, requests: Sequence[Request], reply: Reply, visit: Visit) -> Pieces:
         """Those of `pieces`, counted, and kept in the reply once they are sent."""
         prompt = sum(len(request.tokens) for request in requests)
         watch = Stopwatch(self._metrics, visit.began)
-        self._metrics.prompt_tokens.inc(prompt)
         try:
             async with aclosing(pieces(self._engine, requests, self._limits.seconds)) as found:
                 async for number, piece in found:
                     watch.take(number, piece)
                     if visit.first is None:
+                        self._metrics.prompt_tokens.inc(prompt)
                         visit.first = time.perf_counter() - visit.began
                     yield number, piece
                     reply.take(number, piece)
@@ -298,7 +317,7 @@ async def _events(
             )
             yield f"event: error\ndata: {json.dumps(body)}\n\n"
             if not known:
-                raise  # to the log
+                logger.error("a fault of alignvec: %s", untold(error))
             return
         yield "data: [DONE]\n\n"
 

@@ -10,29 +10,27 @@ From outside it is asyncio: `generate` is an asynchronous iterator, and to close
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Sequence
+from functools import partial
 
 import torch
 
 from alignvec.base.branching import read_rows
-from alignvec.base.logprobs import NO_NUMBERS
+from alignvec.base.logprobs import NO_NUMBERS, Row
 from alignvec.base.messages import Messages
 from alignvec.base.prompts import Prompt
 from alignvec.base.rope import scaled_beyond
-from alignvec.errors import AlignvecError, one_line
+from alignvec.errors import AlignvecError
 from alignvec.knobs.model import KnobModel
 from alignvec.knobs.setting import Setting
-from alignvec.serve.request import Busy, Failed, Job, Piece, Request, Stopped
+from alignvec.serve.request import Busy, Job, Piece, Request, Stopped
+from alignvec.serve.scoring import Scoring, Sums
 from alignvec.serve.text import check_streams
 from alignvec.serve.turns import Turns
 from alignvec.serve.writing import Writing
-
-logger = logging.getLogger(__name__)
 
 _LONG = 2048  # tokens of prompt and answer that a row has room for on average
 
@@ -42,6 +40,8 @@ class Engine:
 
     Attributes:
         context: most tokens of a prompt with its answer.
+        cells: tokens that there is room for, of all answers and their prompts; a single answer of
+            more is written alone.
     """
 
     def __init__(
@@ -69,11 +69,11 @@ class Engine:
         limits = getattr(config, "max_position_embeddings", None), scaled_beyond(model.model)
         self.context = int(min(2**20, *filter(None, limits)))
         model.set({})
-        cells = max_rows * min(self.context, _LONG)
-        self._writing = Writing(model, max_rows, cells, prefill_tokens)
+        self.cells = max_rows * min(self.context, _LONG)
+        self._writing = Writing(model, max_rows, self.cells, prefill_tokens)
         self._wake = threading.Condition()
         self._turns = Turns()
-        self._calls: deque[Callable[[], None]] = deque()
+        self._scorings: deque[Scoring] = deque()
         self._state = "new"  # -> open -> draining -> closed
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -114,7 +114,7 @@ class Engine:
             self._state = "draining"
             self._wake.notify()
         end = time.monotonic() + drain
-        while time.monotonic() < end and not self._at_rest:
+        while time.monotonic() < end and not self._rests():
             await asyncio.sleep(0.02)
         with self._wake:
             self._state = "closed"
@@ -133,7 +133,9 @@ class Engine:
         """
         job = Job(request)
         with self._wake:
-            self._check_open(self.waiting)
+            self._check_open()
+            if self.waiting >= self.max_waiting:
+                self._make_room(request.client)
             self._turns.add(job)
             self._wake.notify()
         try:
@@ -145,46 +147,59 @@ class Engine:
                 self._turns.remove(job)
                 self._wake.notify()
 
-    async def score(
-        self, messages: Messages, responses: Sequence[str], setting: Setting
-    ) -> list[tuple[float, int]]:
+    async def score(self, messages: Messages, responses: Sequence[str], setting: Setting) -> Sums:
         """The log-likelihood of each response, in nats, and its number of tokens.
 
         Raises:
             Stopped, AlignvecError: as `generate`.
         """
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[list[tuple[float, int]]] = loop.create_future()
-
-        def settle(method: Callable[[Any], None], value: Any) -> None:
-            if not done.done():
-                method(value)
-
-        def call() -> None:
-            try:
-                if self._state == "closed":
-                    raise Stopped
-                found = self._score(messages, responses, setting)
-            except Exception as error:
-                loop.call_soon_threadsafe(settle, done.set_exception, error)
-            else:
-                loop.call_soon_threadsafe(settle, done.set_result, found)
-
+        row = await asyncio.to_thread(self._row, messages, responses)
+        scoring = Scoring(row, partial(self._likelihoods, setting))
         with self._wake:
-            self._check_open(len(self._calls))
-            self._calls.append(call)
+            self._check_open()
+            if len(self._scorings) >= self.max_waiting:
+                raise self._busy
+            self._scorings.append(scoring)
             self._wake.notify()
-        return await done
+        return await scoring.done
 
-    def _check_open(self, waiting: int) -> None:
+    def _check_open(self) -> None:
         if self._state != "open":
             raise Stopped
-        if waiting >= self.max_waiting:
-            raise Busy(max(1.0, self._writing.seconds * waiting / self.max_rows))
+
+    def _make_room(self, client: str) -> None:
+        """In a full queue, who has most gives a place to a client that has less."""
+        other = self._turns.last_of_most(client)
+        if other is None:
+            raise self._busy
+        self._turns.remove(other)
+        other.tell(self._busy)
+
+    @property
+    def _busy(self) -> Busy:
+        return Busy(max(1.0, self._writing.seconds * self.waiting / self.max_rows))
+
+    def _row(self, messages: Messages, responses: Sequence[str]) -> Row:
+        row = Prompt(self.model.tokenizer, messages).row(responses)
+        if not row.prompt:
+            raise AlignvecError("an empty prompt: there is nothing that a response could follow")
+        if not all(row.responses):
+            raise AlignvecError("a response has no tokens: it has no likelihood")
+        longest = len(row.prompt) + max(map(len, row.responses))
+        if longest > self.context:
+            raise AlignvecError(
+                f"this model's context is {self.context} tokens; the prompt with its longest "
+                f"response has {longest}"
+            )
+        return row
+
+    def _rests(self) -> bool:
+        with self._wake:  # who is being let in is in no queue
+            return self._at_rest
 
     @property
     def _at_rest(self) -> bool:
-        return self._writing.idle and not self._calls and not self._turns
+        return self._writing.idle and not self._scorings and not self._turns
 
     # In the engine's thread.
 
@@ -192,14 +207,12 @@ class Engine:
         while self._await_work():
             try:
                 self._writing.drop_cancelled()
-                if self._calls:
-                    self._calls.popleft()()
+                self._score()
                 with self._wake:
                     self._writing.admit(self._turns)
                 self._writing.step()
             except Exception as error:
-                logger.error("a step failed, and its requests are told: %s", one_line(error))
-                self._writing.end(Failed("a step of the engine failed; try again"))
+                self._writing.fail(error)
         self._close()
 
     def _await_work(self) -> bool:
@@ -210,19 +223,22 @@ class Engine:
 
     def _close(self) -> None:
         """Tell all who are still there."""
-        self._writing.end(Stopped())
+        self._writing.stop()
         with self._wake:
             while self._turns:
                 self._turns.pop().tell(Stopped())
-            while self._calls:
-                self._calls.popleft()()
+            while self._scorings:
+                self._scorings.popleft().fail(Stopped())
 
-    def _score(
-        self, messages: Messages, responses: Sequence[str], setting: Setting
-    ) -> list[tuple[float, int]]:
-        row = Prompt(self.model.tokenizer, messages).row(responses)
-        if not all(row.responses):
-            raise AlignvecError("a response has no tokens: it has no likelihood")
+    def _score(self) -> None:
+        """A part of what is to be scored; then it is another's turn."""
+        if self._scorings:
+            more = self._scorings[0].step()
+            scoring = self._scorings.popleft()
+            if more:
+                self._scorings.append(scoring)
+
+    def _likelihoods(self, setting: Setting, row: Row) -> Sums:
         gate = self.model.gate
         with torch.inference_mode(), gate.rows(gate.tensor([setting])):
             (found,) = read_rows(self.model.model, [row])

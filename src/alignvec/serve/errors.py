@@ -138,6 +138,11 @@ def _invalid(error: RequestValidationError) -> Refused:
     found = error.errors()
     if found[0]["type"] == "json_invalid":
         return Refused(f"the body is not JSON: {found[0]['msg']}", code="invalid_json")
+    if isinstance(error.body, bytes):
+        return Refused(
+            "the body is not said to be JSON: send it with Content-Type: application/json",
+            code="invalid_json",
+        )
     paths = [_path(one, error.body) for one in found]
     furthest = max(range(len(found)), key=lambda number: len(paths[number]))
     first, field = found[furthest], _written(paths[furthest])

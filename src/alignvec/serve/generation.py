@@ -1,26 +1,18 @@
-"""From requests to the engine's pieces: in time, and no longer than somebody listens."""
+"""From requests to the engine's pieces, in time."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any, TypeVar
-
-from fastapi import Request as HttpRequest
 
 from alignvec.errors import AlignvecError
 from alignvec.serve.engine import Engine
 from alignvec.serve.errors import Refused
 from alignvec.serve.request import Busy, Failed, Piece, Request, Stopped
 
-Result = TypeVar("Result")
 Pieces = AsyncGenerator[tuple[int, Piece], None]  # with the number of the answer
-
-
-class Gone(Exception):
-    """The client has closed the connection; nobody waits for a response."""
 
 
 async def pieces(engine: Engine, requests: Sequence[Request], seconds: float) -> Pieces:
@@ -104,27 +96,3 @@ async def _merged(engine: Engine, requests: Sequence[Request]) -> Pieces:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def unless_gone(request: HttpRequest, work: Coroutine[Any, Any, Result]) -> Result:
-    """The result of some work, which is cancelled when the client goes away.
-
-    Raises:
-        Gone: it did.
-    """
-    task = asyncio.create_task(work)
-    gone = asyncio.create_task(_gone(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Gone
-        return task.result()
-    finally:
-        for one in (task, gone):
-            one.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
-
-
-async def _gone(request: HttpRequest) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -41,7 +41,10 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
-        for name, about in (("running", "Answers being written."), ("waiting", "Answers waiting.")):
+        for name, about in (
+            ("running", "Answers being written."),
+            ("waiting", "Requests that wait for a place."),
+        ):
             gauge = Gauge(f"alignvec_{name}", about, registry=registry)
             gauge.set_function(partial(getattr, engine, name))
 

@@ -80,6 +80,8 @@ def log_requests() -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logger.handlers[:] = [handler]
     logger.propagate = False
+    # The response says of a knob that it is beyond its range, and to who turned it.
+    logging.getLogger("alignvec.knobs.setting").setLevel(logging.ERROR)
 
 
 def run(

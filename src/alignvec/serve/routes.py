@@ -5,11 +5,13 @@ A router for any FastAPI application, whichever engine answers behind it.
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Annotated, Any, Literal, Protocol
 
-from fastapi import APIRouter, Header, Path, Response
+from fastapi import APIRouter, Header, Path, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from alignvec.base.messages import Messages, conversations, last_question
@@ -17,6 +19,7 @@ from alignvec.errors import AlignvecError
 from alignvec.knobs.setting import Setting
 from alignvec.serve.dial import Dial
 from alignvec.serve.errors import Refused, Route, responses
+from alignvec.serve.gone import GONE, Gone, unless_gone
 from alignvec.serve.profiles import Profile, Profiles, no_profile
 from alignvec.serve.state import NAME
 
@@ -26,9 +29,9 @@ _MOST_RESPONSES = 100  # in one request
 class Scorer(Protocol):
     """What tells how likely responses are; the engine of each server is one."""
 
-    async def score(
+    def score(
         self, messages: Messages, responses: Sequence[str], setting: Setting
-    ) -> list[tuple[float, int]]:
+    ) -> Coroutine[Any, Any, list[tuple[float, int]]]:
         """Of each response its log-likelihood in nats, summed over its tokens, and their number."""
 
 
@@ -198,8 +201,10 @@ _IfNoneMatch = Annotated[str | None, Header(description="*: only if there is non
 _ETAG = {"headers": {"ETag": {"description": "Of this version.", "schema": {"type": "string"}}}}
 
 
-def knob_routes(dial: Dial, profiles: Profiles, scorer: Scorer | None = None) -> APIRouter:
-    """`/v1/knobs`, `/v1/profiles` and, with a scorer, `/v1/score`."""
+def knob_routes(
+    dial: Dial, profiles: Profiles, scorer: Scorer | None = None, seconds: float = 600.0
+) -> APIRouter:
+    """`/v1/knobs`, `/v1/profiles` and, with a scorer, `/v1/score`, in so many seconds at most."""
     refusals = responses(400, 401, 429, 500)
     router = APIRouter(prefix="/v1", tags=["alignvec"], route_class=Route, responses=refusals)
 
@@ -251,14 +256,24 @@ def knob_routes(dial: Dial, profiles: Profiles, scorer: Scorer | None = None) ->
     if scorer is None:
         return router
 
-    @router.post("/score", responses=responses(404, 413, 503))
-    async def score(body: ScoreRequest) -> ScoreList:
+    @router.post("/score", response_model=ScoreList, responses=responses(404, 413, 503, 504))
+    async def score(body: ScoreRequest, request: Request) -> ScoreList | Response:
         """How likely given responses are under a setting."""
         messages = body.asked()
         (chat,) = conversations([messages])
-        turned = dial.read(body.model, body.knobs, body.profile, last_question(chat))
+        question = last_question(chat)
+        turned = await run_in_threadpool(dial.read, body.model, body.knobs, body.profile, question)
         try:
-            found = await scorer.score(messages, body.responses, turned.setting)
+            async with asyncio.timeout(seconds):
+                found = await unless_gone(
+                    request, scorer.score(messages, body.responses, turned.setting)
+                )
+        except Gone:
+            return Response(status_code=GONE)
+        except TimeoutError:
+            raise Refused(
+                f"the scores were not there after {seconds:g} s; ask for fewer", 504, "timeout"
+            ) from None
         except AlignvecError as error:
             if type(error) is not AlignvecError:  # a full engine is nothing that is wrong here
                 raise

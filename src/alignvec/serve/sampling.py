@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from random import Random
 
 import torch
 
@@ -41,21 +42,26 @@ class Sampling:
 class Chance:
     """What draws the tokens of one answer: its generator, and what was written so far."""
 
-    def __init__(self, sampling: Sampling, index: int) -> None:
-        """Args: index: of the answer among those of its request; each is another one."""
+    def __init__(
+        self, sampling: Sampling, index: int, prompt: Sequence[int] = (), repetition: float = 1.0
+    ) -> None:
+        """Args:
+        index: of the answer among those of its request; each is another one.
+        repetition: the base's own penalty of what the prompt or the answer has already, as its
+            generation_config has it for every answer; 1 is none.
+        """
         self.sampling = sampling
+        self.repetition = repetition
+        self.seen = set(prompt) if repetition != 1 else set()
         self.counts: Counter[int] = Counter()
-        self._random = torch.Generator()
-        if sampling.seed is None:
-            self._random.seed()
-        else:
-            # Seeds are any 64-bit numbers; neighbours must not share the answers of n > 1.
-            mixed = hash((sampling.seed, index)) % 2**63
-            self._random.manual_seed(mixed)
+        bias = sampling.logit_bias
+        self.biased = torch.tensor(list(bias), dtype=torch.long), torch.tensor(list(bias.values()))
+        seed = sampling.seed
+        self._random = Random(None if seed is None else f"{seed} {index}")
 
     def draw(self) -> float:
         """The next number in [0, 1)."""
-        return float(torch.rand((), generator=self._random, dtype=torch.float64))
+        return self._random.random()
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,9 @@ def next_tokens(logits: torch.Tensor, chances: Sequence[Chance]) -> list[int]:
     if drawn:
         wishes = [chances[row].sampling for row in drawn]
         heat = torch.tensor([wish.temperature for wish in wishes], device=logits.device)
-        likely = torch.softmax(logits[drawn] / heat[:, None], -1)
+        # From the likeliest down: what is divided by little never overflows.
+        likely = logits[drawn]
+        likely = torch.softmax((likely - likely.amax(-1, keepdim=True)) / heat[:, None], -1)
         for place, wish in enumerate(wishes):
             if wish.top_p < 1:
                 _cut(likely[place], wish.top_p)
@@ -91,7 +99,7 @@ def next_tokens(logits: torch.Tensor, chances: Sequence[Chance]) -> list[int]:
         numbers = torch.tensor([[chances[row].draw()] for row in drawn], dtype=torch.float64)
         found = torch.searchsorted(sums, numbers.to(sums.device) * sums[:, -1:], right=True)
         chosen[drawn] = found[:, 0].clamp(max=logits.shape[-1] - 1)
-    return list(map(int, chosen))
+    return [int(token) for token in chosen.tolist()]
 
 
 def likelihoods(logits: torch.Tensor, tokens: Sequence[int], top: int) -> list[Likelihood]:
@@ -112,8 +120,15 @@ def likelihoods(logits: torch.Tensor, tokens: Sequence[int], top: int) -> list[L
 def _penalise(logits: torch.Tensor, chance: Chance) -> None:
     """Change the logits [V] of one row as its answer so far, and its wishes, demand."""
     wish = chance.sampling
-    for token, bias in wish.logit_bias.items():
-        logits[token] += bias
+    if chance.repetition != 1:
+        seen = torch.tensor(
+            [*chance.seen | chance.counts.keys()], dtype=torch.long, device=logits.device
+        )
+        found = logits[seen]
+        logits[seen] = torch.where(found < 0, found * chance.repetition, found / chance.repetition)
+    if wish.logit_bias:
+        tokens, biases = (one.to(logits.device) for one in chance.biased)
+        logits[tokens] += biases
     if (wish.frequency_penalty or wish.presence_penalty) and chance.counts:
         index = torch.tensor(list(chance.counts), device=logits.device)
         times = torch.tensor(list(chance.counts.values()), device=logits.device)

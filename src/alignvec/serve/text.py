@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
 from alignvec.errors import AlignvecError
+
+_HALF = "\N{REPLACEMENT CHARACTER}"  # what the bytes of a character are until they are all there
+_SEEN = 16  # tokens before an answer: more than its first text depends on
 
 
 def check_streams(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -43,8 +46,12 @@ class Text:
         before: Sequence[int] = (),
     ) -> None:
         """Args: before: the prompt that the answer goes on with, where it is one text with it."""
-        self._backend = tokenizer.backend_tokenizer
-        self._stream = DecodeStream(list(before), skip_special_tokens=True)
+        self._backend: Any = tokenizer.backend_tokenizer
+        # The last tokens whose text is known, since the text of a token depends on what is before
+        # it, and behind them those that are no whole character yet.
+        self._window = list(before[-_SEEN:])
+        self._known = len(self._window)
+        self._before = self._decode(self._window).rstrip(_HALF)
         self._stop = tuple(filter(None, stop))
         self._held = ""  # might be the beginning of a stop text
         self._told = self._seen = 0  # characters
@@ -62,7 +69,7 @@ class Text:
             The text that is certain, and the tokens (0 is the first of the answer) that are told
             with it. A text that stops ends before the stop text, as OpenAI has it.
         """
-        new = self._stream.step(self._backend, token) or ""
+        new = self._new(token)
         self._held += new
         self._seen += len(new)
         self._open += 1
@@ -79,6 +86,25 @@ class Text:
         """All that was held back: no token follows."""
         self._close()
         return self._tell(len(self._held))
+
+    def _new(self, token: int) -> str:
+        """The text that a token completes."""
+        self._window.append(token)
+        text = self._decode(self._window)
+        if text.endswith(_HALF):
+            return ""
+        if text.startswith(self._before):
+            new = text[len(self._before) :]
+        else:  # bytes that are no text: together with them, what is told would read otherwise
+            new = self._decode(self._window[self._known :])
+        if new:
+            self._window = self._window[self._known :]
+            self._known = len(self._window)
+            self._before = self._decode(self._window)
+        return new
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        return str(self._backend.decode(list(tokens), skip_special_tokens=True))
 
     def _tell(self, length: int, stopped: bool = False) -> Told:
         text, self._held = self._held[:length], self._held[length:]

@@ -29,6 +29,12 @@ class Turns:
             if not queue:
                 del self._queues[client]
 
+    def last_of_most(self, client: str) -> Job | None:
+        """The newest request of the client that has most, if `client` has fewer, with one more."""
+        longest = max(self._queues.values(), key=len)
+        own = len(self._queues.get(client, ()))
+        return longest[-1] if len(longest) > own + 1 else None
+
     def first(self) -> Job | None:
         """Who is next."""
         return next((queue[0] for queue in self._queues.values()), None)

@@ -5,33 +5,54 @@ All of it happens in one thread, the engine's.
 
 from __future__ import annotations
 
+import logging
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from alignvec.base.logprobs import NO_NUMBERS, no_numbers
-from alignvec.errors import AlignvecError
+from alignvec.errors import AlignvecError, one_line, untold
 from alignvec.knobs.model import KnobModel
-from alignvec.serve.request import Job, Piece, TokenLogprob
+from alignvec.serve.request import Failed, Job, Piece, Stopped, TokenLogprob
 from alignvec.serve.rows import Joinable, Rows
 from alignvec.serve.sampling import Chance, Likelihood, likelihoods, next_tokens
+from alignvec.serve.spelling import Spelling, shown
 from alignvec.serve.text import Text, Told
 from alignvec.serve.turns import Turns
+
+logger = logging.getLogger(__name__)
 
 # Prompts are padded to a multiple of this, and read in such chunks: on a CPU PyTorch makes a kernel
 # for every new shape of a product of bfloat16 numbers, and keeps it.
 _GRAIN = 16
 
+# What bases for chat have not, and `generate` would do.
+_PASSED_OVER = (
+    "no_repeat_ngram_size", "bad_words_ids", "sequence_bias", "suppress_tokens",
+    "begin_suppress_tokens", "min_length", "min_new_tokens", "forced_bos_token_id",
+    "forced_eos_token_id", "exponential_decay_length_penalty",
+)  # fmt: skip
+
+
+def _fail(jobs: Sequence[Job], error: Exception) -> None:
+    """Tell requests that the engine failed them."""
+    # The message of torch's own errors says what there was no room for; others may quote a text.
+    said = one_line(error) if isinstance(error, RuntimeError) else ""
+    logger.error("a step failed, and its requests are told: %s %s", untold(error), said)
+    for job in jobs:
+        job.tell(Failed("a step of the engine failed; try again"))
+
 
 class _Answer:
     """One answer being written: a row of the batch."""
 
-    def __init__(self, job: Job, index: int, tokenizer: Any) -> None:
+    def __init__(self, job: Job, index: int, tokenizer: Any, repetition: float) -> None:
         request = job.request
         self.job, self.index = job, index
-        self.chance = Chance(request.sampling, index)
+        self.chance = Chance(request.sampling, index, request.tokens, repetition)
         before = request.tokens if request.continues else ()
         self.text = Text(tokenizer, request.sampling.stop, before)
         self.tokens = 0
@@ -54,6 +75,11 @@ class _Reading:
         )
         self._at = 0
 
+    @property
+    def left(self) -> int:
+        """Tokens of the longest prompt that are not read yet."""
+        return self.tokens.shape[1] - self._at
+
     def read(self, budget: int) -> torch.Tensor | None:
         """[J, V]: the logits after the prompts, once they are read to their end.
 
@@ -63,7 +89,7 @@ class _Reading:
         end = self._at + max(1, budget // len(self.tokens) // _GRAIN) * _GRAIN
         logits = self.rows.read(self.tokens[:, self._at : end], self.real[:, self._at : end])
         self._at = end
-        return logits if end >= self.tokens.shape[1] else None
+        return None if self.left > 0 else logits
 
 
 class Writing:
@@ -82,42 +108,54 @@ class Writing:
         ends = ends.eos_token_id if ends is not None else None
         told = ends if isinstance(ends, list) else [ends]
         self._ends = {*told, model.tokenizer.eos_token_id} - {None}
+        self._repetition = _repetition(model.model.generation_config)
+        self._spelling = Spelling(model.tokenizer)
         self.running = self.tokens = self.steps = 0
         self.seconds = 0.0
         self._answers: list[_Answer] = []
         self._last: list[int] = []  # the newest token of each
         self._rows: Rows | None = None
-        self._reading: _Reading | None = None
+        self._readings: deque[_Reading] = deque()  # a long one, and a short one that it lets by
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""
-        return not self._answers and self._reading is None
+        return not self._answers and not self._readings
 
     def drop_cancelled(self) -> None:
         """Nothing is computed any more for who has gone."""
         self._keep([not answer.job.cancelled for answer in self._answers])
-        if self._reading and all(job.cancelled for job in self._reading.jobs):
-            self._reading = None
+        for reading in list(self._readings):
+            if all(job.cancelled for job in reading.jobs):
+                self._readings.remove(reading)
 
     def admit(self, turns: Turns) -> None:
-        """Let in who is next, as long as there is room, unless prompts are being read."""
-        if self._reading is not None:
+        """Let in who is next, as long as there is room and prompts are not being read already; a
+        long one lets those by that a step can read.
+        """
+        beside = bool(self._readings)
+        if len(self._readings) > 1 or (beside and self._readings[0].left <= self._prefill):
             return
         jobs: list[Job] = []
-        rows = len(self._answers)
-        longest = max((answer.job.request.longest for answer in self._answers), default=0)
+        inside = [job.request for reading in self._readings for job in reading.jobs]
+        rows = len(self._answers) + sum(request.n for request in inside)
+        inside += [answer.job.request for answer in self._answers]
+        longest = max((request.longest for request in inside), default=0)
         while job := turns.first():
             rows, longest = rows + job.request.n, max(longest, job.request.longest)
             full = rows > self._max_rows or rows * longest > self._max_cells
             # Prompts that are read together are padded to the longest.
             width = max(len(one.request.tokens) for one in (*jobs, job))
-            wide = jobs and width * (len(jobs) + 1) > self._prefill
-            if (full or wide) and (self._answers or jobs):
+            wide = width * (len(jobs) + 1) > self._prefill
+            if (full and (inside or jobs)) or (wide and (beside or jobs)):
                 break
             jobs.append(turns.pop())
-        if jobs:
-            self._reading = _Reading(self._joinable, jobs)
+        if not jobs:
+            return
+        try:
+            self._readings.append(_Reading(self._joinable, jobs))
+        except Exception as error:
+            _fail(jobs, error)
 
     def step(self) -> None:
         """Read a chunk of prompts, if there are any, and write a token of every answer."""
@@ -127,14 +165,22 @@ class Writing:
             self.steps += 1
             self._write(logits, 0)
 
-    def end(self, error: AlignvecError) -> None:
-        """Tell everyone, and forget them."""
+    def fail(self, error: Exception) -> None:
+        """A step failed: everyone is told, and forgotten."""
+        _fail(self._forget(), error)
+
+    def stop(self) -> None:
+        """The engine stops: everyone is told, and forgotten."""
+        for job in self._forget():
+            job.tell(Stopped())
+
+    def _forget(self) -> list[Job]:
         jobs = [answer.job for answer in self._answers]
-        jobs += self._reading.jobs if self._reading else []
-        for job in dict.fromkeys(jobs):
-            job.tell(error)
-        self._answers, self._rows, self._reading, self._last = [], None, None, []
+        jobs += [job for reading in self._readings for job in reading.jobs]
+        self._answers, self._rows, self._last = [], None, []
+        self._readings.clear()
         self.running = 0
+        return list(dict.fromkeys(jobs))
 
     def _keep(self, kept: Sequence[bool]) -> None:
         if all(kept):
@@ -150,21 +196,27 @@ class Writing:
 
     def _read(self) -> None:
         """A chunk of the prompts; at their end they join."""
-        reading = self._reading
-        if reading is None:
+        if not self._readings:
             return
-        logits = reading.read(self._prefill)
+        reading = self._readings[0]
+        try:
+            logits = reading.read(self._prefill)
+        except Exception as error:  # what is written already has rows of its own
+            self._readings.popleft()
+            _fail(reading.jobs, error)
+            return
         self.steps += 1
         if logits is None:
+            self._readings.rotate(-1)
             return
-        self._reading = None
         pairs = [
-            (row, _Answer(job, index, self._model.tokenizer))
+            (row, _Answer(job, index, self._model.tokenizer, self._repetition))
             for row, job in enumerate(reading.jobs)
             if not job.cancelled
             for index in range(job.request.n)
         ]
         if not pairs:
+            self._readings.popleft()
             return
         which = [row for row, _ in pairs]
         reading.rows.select(which)
@@ -176,6 +228,7 @@ class Writing:
         self._answers += [answer for _, answer in pairs]
         self._last += [0] * len(pairs)
         self.running = len(self._answers)
+        self._readings.popleft()  # not before: who is in neither is never told
         self._write(logits[which], first)
 
     def _write(self, logits: torch.Tensor, first: int) -> None:
@@ -234,5 +287,17 @@ class Writing:
         ]
 
     def _token(self, token: int, logprob: float, top: Sequence[TokenLogprob] = ()) -> TokenLogprob:
-        text = self._model.tokenizer.decode([token])
-        return TokenLogprob(token, text, list(text.encode()), logprob, list(top))
+        spelled = self._spelling(token)
+        return TokenLogprob(token, shown(spelled), list(spelled), logprob, list(top))
+
+
+def _repetition(config: Any) -> float:
+    """The penalty of repetition that a base's generation_config has, as `generate` heeds it.
+
+    What else is there that changes logits is said to be passed over; how answers are drawn
+    (temperature, top_p) is for the request to say, as OpenAI has it.
+    """
+    passed = [name for name in _PASSED_OVER if getattr(config, name, None)]
+    if passed:
+        logger.warning("the base's generation_config has %s: passed over", ", ".join(passed))
+    return float(getattr(config, "repetition_penalty", None) or 1.0)
