@@ -21,10 +21,6 @@ collect_ignore = (
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# What tries the server as its clients do is an extra of its own (`clients`).
-CLIENTS = ["serve/test_conformance.py", "serve/test_knob_routes.py"]
-collect_ignore = [] if find_spec("schemathesis") else CLIENTS
-
 VOCABULARY = 96
 TINY = {
     "vocab_size": VOCABULARY,
