@@ -22,6 +22,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,9 @@ def main() -> None:
     parser.add_argument("--longest", type=int, default=96, help="Tokens of an answer.")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    model, tokenizer, prompts = load(options.shape, options.blocks)
-    knobs = KnobModel(model, tokenizer, three_vectors(model, None), check_base=False, mode="gate")
+    model, tokenizer, prompts = alone(load, options.shape, options.blocks)
+    vectors = alone(three_vectors, model, None)
+    knobs = alone(KnobModel, model, tokenizer, vectors, False, "gate")
     chance = random.Random(0)
     asked = [
         Asked(
@@ -86,7 +88,7 @@ def main() -> None:
     firsts: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(options.rounds + 1):
         for name, run in runs.items():
-            took, found = run(asked if turn else asked[:4])  # the first turn is a warm-up
+            took, found = alone(run, asked if turn else asked[:4])  # first a warm-up
             if turn:
                 seconds[name].append(took)
                 firsts[name] += found
@@ -112,6 +114,14 @@ def main() -> None:
     }
     options.out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result["engines"], indent=2))
+
+
+def alone(work: Callable[..., Any], *arguments: Any) -> Any:
+    """In a thread that ends, as `alignvec serve` loads its model: helpers of OpenMP that stay
+    behind would slow the next one.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(work, *arguments).result()
 
 
 async def joined(

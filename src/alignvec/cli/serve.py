@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -111,22 +112,29 @@ def serve(
     address = address_of(host, port)[1][0]
     check_bind(host, address, access, insecure)
     with bound(host, port) as found:  # first: a model takes its time to load
-        model, _ = knob_model(
-            base, vector, [setting] if setting else [], any_base, dtype, device, "gate"
-        )
-        served = name or _name(base)
-        profiles = Profiles(state)
-        reads = Router.load(router) if router else None
-        dial = Dial(served, model.vectors, profiles, default, reads)
-        engine = Engine(model, max_rows, max_waiting)
-        door = Door(access, is_local(address), host, cors)
-        limits = Limits(max_body, timeout, max_tokens)
         url = url_of(found)
         here = url.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")
         page = None if no_page else _playground(here)
-        made = application(engine, dial, profiles, door, limits, log_prompts, page)
+        served = name or _name(base)
+
+        def prepared() -> tuple[Engine, FastAPI]:
+            model, _ = knob_model(
+                base, vector, [setting] if setting else [], any_base, dtype, device, "gate"
+            )
+            profiles = Profiles(state)
+            reads = Router.load(router) if router else None
+            dial = Dial(served, model.vectors, profiles, default, reads)
+            engine = Engine(model, max_rows, max_waiting)
+            door = Door(access, is_local(address), host, cors)
+            limits = Limits(max_body, timeout, max_tokens)
+            return engine, application(engine, dial, profiles, door, limits, log_prompts, page)
+
+        # In a thread that ends: OpenMP keeps helpers for every thread that has computed, and where
+        # there are more of them than cores it puts them to sleep between any two products.
+        with ThreadPoolExecutor(1) as thread:
+            engine, made = thread.submit(prepared).result()
         log_requests()
-        knobs = ", ".join(model.vectors) or "none"
+        knobs = ", ".join(engine.model.vectors) or "none"
 
         def ready() -> None:
             typer.echo(f"{served} at {url}/v1, knobs: {knobs} (Ctrl+C stops)")

@@ -123,6 +123,7 @@ class Server(uvicorn.Server):
         self._drain = drain
         self._ready = ready
         self._draining: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Uvicorn's; then requests are taken."""
@@ -149,14 +150,15 @@ class Server(uvicorn.Server):
 
     def end(self) -> None:
         """Drain and stop; the second time, stop at once."""
+        loop = asyncio.get_running_loop()
         if self._draining is None:
-            self._draining = asyncio.get_running_loop().create_task(self._stop())
-        else:
-            self.should_exit = self.force_exit = True
+            self._draining = loop.create_task(self._stop(self._drain))
+        elif not self._draining.cancelled():
+            self._draining.cancel()
+            self._ending = loop.create_task(self._stop(0, at_once=True))
 
-    async def _stop(self) -> None:
+    async def _stop(self, drain: float, at_once: bool = False) -> None:
         self._app.state.ready = False
-        try:
-            await self._engine.stop(self._drain)
-        finally:
-            self.should_exit = True
+        # Python cannot end while the engine's thread is in a step.
+        await self._engine.stop(drain)
+        self.should_exit, self.force_exit = True, at_once
