@@ -12,7 +12,7 @@ from alignvec.cli.app import app
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = get_command(app)
-OTHERS = {"--lora-scaled"}  # llama.cpp's
+OTHERS = {"--lora-scaled", "--stop-timeout"}  # llama.cpp's and Docker's
 
 
 def leaves(command, way=()):

@@ -1,9 +1,8 @@
 """The page: a talk in two columns, a sweep along one knob, profiles and links.
 
 The server that the page comes from keeps nothing of it but which versions of profiles were seen:
-the talk, the knobs and the API key are in the browser and come with each event. Whatever comes is
-read into models of text and numbers first, so no value that a browser sends goes back as it came,
-and none can be a file.
+talk, knobs and API key are in the browser and come with each event. All of it is read into models
+of text and numbers first: no value goes back as it came, and none can be a file.
 """
 
 from __future__ import annotations
@@ -41,11 +40,9 @@ Update = dict[Any, Any]  # part of the page -> what it becomes
 Updates = AsyncGenerator[Update, None]
 Seen = dict[str, str | None]  # profile -> the ETag of the version that was seen; None: none was
 
-_COPY = """query => {
-  const url = window.location.origin + window.location.pathname + query;
+_COPY = """query => { const url = window.location.origin + window.location.pathname + query;
   navigator.clipboard?.writeText(url).catch(() => {});  // not over plain HTTP; it is shown too
-  return url;
-}"""
+  return url; }"""
 _SAME = "value => value"
 # A question that nothing answered comes back, before what was typed meanwhile.
 _GIVE_BACK = "(now, lost) => [[lost, now].filter(text => text?.trim()).join('\\n'), '']"
