@@ -40,7 +40,7 @@ class Counting:
         if messages == "long":
             raise AlignvecError("the prompt is longer than the model reads")
         if messages == "broken":
-            raise RuntimeError("/home/secret")
+            raise RuntimeError("a secret")
         push = sum(setting.values())
         return [(math.nan if push > 9 else -len(one) - push, len(one)) for one in responses]
 

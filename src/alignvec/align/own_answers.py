@@ -27,6 +27,7 @@ from alignvec.align.bank import Bank
 from alignvec.align.processes import from_main
 from alignvec.base.branching import read_rows
 from alignvec.base.logprobs import Row
+from alignvec.base.prompts import end_tokens
 from alignvec.files import read_json, write_json
 
 EVERY = 24  # steps between two writings: the answers are of the model that is trained on them
@@ -142,8 +143,7 @@ class OwnAnswers(TrainerCallback):
             return_tensors="pt",
         ).to(self.model.device)
         width = inputs["input_ids"].shape[1]
-        ends = self.model.generation_config.eos_token_id
-        ends = [ends] if isinstance(ends, int) else list(ends or [])
+        ends = end_tokens(self.model)
         longest = max(len(one["chosen_ids"]) for one in pairs) + _BEYOND
         with self.bank.turned(_strengths(pairs, self.model.device)):
             output = self.model.generate(

@@ -31,6 +31,7 @@ from alignvec.align.own_answers import OwnAnswers
 from alignvec.align.processes import gather_unequal
 from alignvec.base.branching import read_rows
 from alignvec.base.logprobs import Row
+from alignvec.base.prompts import end_tokens
 from alignvec.progress import Bar
 
 
@@ -136,8 +137,7 @@ class SharedPromptTrainer(DPOTrainer):
         # What keeps the experts of a mixture evenly used TRL counts over the tokens of its rows;
         # these are others, since a prompt is read once.
         self.aux_loss_enabled = False
-        ends = self.model.generation_config.eos_token_id
-        self._ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
+        self._ends = end_tokens(self.model)
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
 

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Sequence
 from functools import cached_property
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignvec.base.logprobs import Row
 from alignvec.base.messages import Conversation, Messages, conversations, last_question, text_of
@@ -112,6 +112,13 @@ class Prompt:
         if self._tokenizer.chat_template is not None:  # it writes its own special tokens
             return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
         return begun(self._tokenizer, text)
+
+
+def end_tokens(model: PreTrainedModel) -> list[int]:
+    """The tokens with which a model ends what it writes, as its generation_config has them."""
+    config = model.generation_config
+    ends = None if config is None else config.eos_token_id
+    return [ends] if isinstance(ends, int) else list(ends or [])
 
 
 def begun(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

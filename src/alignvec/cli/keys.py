@@ -41,7 +41,8 @@ def list_keys(state: StateFile = STATE, as_json: AsJson = False) -> None:
     stored = Keys(state, make=False).stored()
     if as_json:
         print_json([vars(key) for key in stored])
-    for key in () if as_json else stored:
+        return
+    for key in stored:
         typer.echo(f"{key.name}  {key.added}")
 
 

@@ -15,31 +15,20 @@ from openai.types.chat import (
 )
 from openai.types.chat.chat_completion_token_logprob import TopLogprob
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from alignvec.base.messages import Conversation
 from alignvec.serve.errors import Refused
 from alignvec.serve.parameters import Asked
 from alignvec.serve.replies import Reply, likelihood
 from alignvec.serve.request import Piece, TokenLogprob
-from alignvec.serve.routes import Text, Turning
+from alignvec.serve.routes import Strict, Text, TextPart, Turning
 
 _SILENT = ("refusal", "annotations", "audio", "function_call", "tool_calls", "name")
 
 
-class TextPart(BaseModel):
-    """A part of a message."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    type: Literal["text"]
-    text: Text
-
-
-class Message(BaseModel):
+class Message(Strict):
     """What somebody said. `developer` is another word for `system`."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[TextPart], Field(min_length=1)]
@@ -64,10 +53,8 @@ class Message(BaseModel):
         return "".join(part.text for part in self.content)
 
 
-class TextFormat(BaseModel):
+class TextFormat(Strict):
     """The one format of an answer."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     type: Literal["text"]
 

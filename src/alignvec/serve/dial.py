@@ -112,8 +112,8 @@ class Dial:
         Raises:
             Refused: 404: the model is another; 400: whatever else is wrong.
         """
-        named = self._named(model)
-        given = {} if knobs is None else self.check(knobs)
+        named = self._strengths(self._named(model), "model")
+        given = {} if knobs is None else self._strengths(self._words(knobs, "knobs"), "knobs")
         if twice := named.keys() & given.keys():
             raise Refused(
                 f"knob '{min(twice)}' is turned twice: in the name of the model and in knobs",
@@ -122,7 +122,7 @@ class Dial:
             )
         says_nothing = knobs is None and profile is None and not named
         start = self.default if says_nothing else self._of_profile(profile)
-        turned = {**start, **self._strengths(named, "model"), **self._strengths(given, "knobs")}
+        turned = {**start, **named, **given}
         domain = None
         if self._router is not None:
             (domain,) = self._router.domain(None, None, [text])
@@ -138,32 +138,14 @@ class Dial:
             tuple(knob for knob, strength in setting.items() if self._is_beyond(knob, strength)),
         )
 
-    def check(self, knobs: object, param: str = "knobs") -> dict[str, float | str]:
-        """A field of a body as a setting in the words it was asked in, known to be right.
+    def check(self, knobs: object) -> dict[str, float | str]:
+        """The field `knobs` of a body, in the words it was asked in, known to be right.
 
         Raises:
-            Refused: it is none; `param` is the field.
+            Refused: it is no setting.
         """
-        if not isinstance(knobs, Mapping):
-            raise Refused(
-                f'{param} is an object, from a knob to its strength, as {{"{self._example}": 0.7}}',
-                code="invalid_knobs",
-                param=param,
-            )
-        asked: dict[str, float | str] = {}
-        for knob, strength in knobs.items():
-            self._check_knob(knob, param)
-            if isinstance(strength, str) and len(strength) <= _LONGEST:
-                asked[knob] = parse_strength(strength)
-            elif isinstance(strength, int | float) and not isinstance(strength, bool):
-                asked[knob] = strength
-            else:
-                raise Refused(
-                    f"knob '{knob}': a strength is a number, or a short text such as a level",
-                    code="invalid_strength",
-                    param=param,
-                )
-        self._strengths(asked, param)
+        asked = self._words(knobs, "knobs")
+        self._strengths(asked, "knobs")
         return asked
 
     def knobs(self) -> list[dict[str, Any]]:
@@ -201,7 +183,30 @@ class Dial:
             setting = parse_written(model.removeprefix(f"{self.model}:"))
         except AlignvecError as error:
             raise Refused(str(error), code="invalid_knobs", param="model") from None
-        return self.check(setting, "model")
+        return self._words(setting, "model")
+
+    def _words(self, knobs: object, param: str) -> dict[str, float | str]:
+        """Knobs and strengths of a field, the strengths still in words."""
+        if not isinstance(knobs, Mapping):
+            raise Refused(
+                f'{param} is an object, from a knob to its strength, as {{"{self._example}": 0.7}}',
+                code="invalid_knobs",
+                param=param,
+            )
+        asked: dict[str, float | str] = {}
+        for knob, strength in knobs.items():
+            self._check_knob(knob, param)
+            if isinstance(strength, str) and len(strength) <= _LONGEST:
+                asked[knob] = parse_strength(strength)
+            elif isinstance(strength, int | float) and not isinstance(strength, bool):
+                asked[knob] = strength
+            else:
+                raise Refused(
+                    f"knob '{knob}': a strength is a number, or a short text such as a level",
+                    code="invalid_strength",
+                    param=param,
+                )
+        return asked
 
     def _of_profile(self, profile: object) -> Setting:
         if profile is None:

@@ -116,20 +116,18 @@ class Endpoints:
     def router(self) -> APIRouter:
         """The routes."""
         router = APIRouter(prefix="/v1")
-        router.add_api_route(
-            "/chat/completions",
-            self.chat,
-            methods=["POST"],
-            response_model=ChatAnswer,
-            responses=_MAY_FAIL | {200: _STREAM},
-        )
-        router.add_api_route(
-            "/completions",
-            self.complete,
-            methods=["POST"],
-            response_model=CompletionAnswer,
-            responses=_MAY_FAIL | {200: _STREAM},
-        )
+        writes: list[tuple[str, Callable[..., Any], type[BaseModel]]] = [
+            ("/chat/completions", self.chat, ChatAnswer),
+            ("/completions", self.complete, CompletionAnswer),
+        ]
+        for path, endpoint, answer in writes:
+            router.add_api_route(
+                path,
+                endpoint,
+                methods=["POST"],
+                response_model=answer,
+                responses=_MAY_FAIL | {200: _STREAM},
+            )
         router.add_api_route(
             "/models", self.models, response_model=Models, responses=responses(401, 500)
         )

@@ -23,7 +23,7 @@ from alignvec.base.logprobs import NO_NUMBERS, Row
 from alignvec.base.messages import Messages
 from alignvec.base.prompts import Prompt
 from alignvec.base.rope import scaled_beyond
-from alignvec.errors import AlignvecError
+from alignvec.errors import AlignvecError, NoNumbersError
 from alignvec.knobs.model import KnobModel
 from alignvec.knobs.setting import Setting
 from alignvec.serve.request import Busy, Job, Piece, Request, Stopped
@@ -129,7 +129,7 @@ class Engine:
             Busy: too many wait already.
             Stopped: the server ends.
             Failed: a step failed.
-            AlignvecError: the setting breaks the model, so that it computes no numbers.
+            NoNumbersError: the setting breaks the model, so that it computes no numbers.
         """
         job = Job(request)
         with self._wake:
@@ -244,5 +244,5 @@ class Engine:
             (found,) = read_rows(self.model.model, [row])
         sums = [float(one.double().sum()) for one in found]
         if not torch.tensor(sums).isfinite().all():
-            raise AlignvecError(NO_NUMBERS)
+            raise NoNumbersError(NO_NUMBERS)
         return [(value, len(one)) for value, one in zip(sums, found, strict=True)]

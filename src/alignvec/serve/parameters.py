@@ -10,14 +10,13 @@ from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     model_validator,
 )
 
 from alignvec.serve.errors import Refused
-from alignvec.serve.routes import MaybeKnobs, ProfileName, Text
+from alignvec.serve.routes import MaybeKnobs, ProfileName, Strict, Text
 from alignvec.serve.sampling import Sampling
 
 MOST_ANSWERS = 128  # of one request, as OpenAI has it
@@ -27,10 +26,10 @@ _GREEDY = 1e-4  # the likeliest token has all there is at temperatures below
 _StopString = Annotated[Text, Field(min_length=1)]
 
 
-class _Strict(BaseModel):
-    """Numbers are numbers, texts are texts, and there is nothing else."""
+class _Strict(Strict):
+    """As JSON has numbers: finite ones."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(allow_inf_nan=False)
 
 
 class StreamOptions(_Strict):

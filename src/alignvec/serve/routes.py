@@ -15,7 +15,7 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from alignvec.base.messages import Messages, conversations, last_question
-from alignvec.errors import AlignvecError
+from alignvec.errors import AlignvecError, NoNumbersError
 from alignvec.knobs.setting import Setting
 from alignvec.serve.dial import Dial
 from alignvec.serve.errors import Refused, Route, responses
@@ -67,7 +67,9 @@ ProfileName = Annotated[
 ]
 
 
-class _Request(BaseModel):
+class Strict(BaseModel):
+    """What a request holds: numbers are numbers, texts are texts, and there is nothing else."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
@@ -131,27 +133,27 @@ class ProfileList(BaseModel):
     data: list[ProfileBody]
 
 
-class PutProfile(_Request):
+class PutProfile(Strict):
     """What is kept under a name."""
 
     knobs: Knobs
 
 
-class TextPart(_Request):
+class TextPart(Strict):
     """A part of a message."""
 
     type: Literal["text"]
     text: Text
 
 
-class Message(_Request):
+class Message(Strict):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | list[TextPart]
 
 
-class ScoreRequest(_Request):
+class ScoreRequest(Strict):
     """Responses to a conversation, or to a question as the user's only message."""
 
     messages: list[Message] | None = Field(default=None, min_length=1)
@@ -275,7 +277,10 @@ def knob_routes(
                 f"the scores were not there after {seconds:g} s; ask for fewer", 504, "timeout"
             ) from None
         except AlignvecError as error:
-            if type(error) is not AlignvecError:  # a full engine is nothing that is wrong here
+            if type(error) not in (
+                AlignvecError,
+                NoNumbersError,
+            ):  # a full engine is nothing that is wrong here
                 raise
             raise Refused(str(error), code="invalid_value") from error
         return ScoreList(

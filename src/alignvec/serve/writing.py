@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from alignvec.base.logprobs import NO_NUMBERS, no_numbers
-from alignvec.errors import AlignvecError, one_line, untold
+from alignvec.base.prompts import end_tokens
+from alignvec.errors import NoNumbersError, one_line, untold
 from alignvec.knobs.model import KnobModel
 from alignvec.serve.request import Failed, Job, Piece, Stopped, TokenLogprob
 from alignvec.serve.rows import Joinable, Rows
@@ -104,10 +105,7 @@ class Writing:
         """As `Engine`. Args: max_cells: rows times the longest of them, padding and all."""
         self._model, self._joinable = model, Joinable(model.model, model.gate)
         self._max_rows, self._max_cells, self._prefill = max_rows, max_cells, prefill_tokens
-        ends: Any = model.model.generation_config
-        ends = ends.eos_token_id if ends is not None else None
-        told = ends if isinstance(ends, list) else [ends]
-        self._ends = {*told, model.tokenizer.eos_token_id} - {None}
+        self._ends = {*end_tokens(model.model), model.tokenizer.eos_token_id} - {None}
         self._repetition = _repetition(model.model.generation_config)
         self._spelling = Spelling(model.tokenizer)
         self.running = self.tokens = self.steps = 0
@@ -247,7 +245,7 @@ class Writing:
         kept = [True] * first
         for row, (answer, token) in enumerate(zip(answers, tokens, strict=True)):
             if broken[row]:
-                answer.job.tell(AlignvecError(NO_NUMBERS))
+                answer.job.tell(NoNumbersError(NO_NUMBERS))
                 answer.job.cancelled = True
                 kept.append(False)
                 continue
