@@ -95,7 +95,7 @@ def serve(
         from alignvec.serve.endpoints import Limits
         from alignvec.serve.engine import Engine
         from alignvec.serve.keys import Keys
-        from alignvec.serve.process import address_of, bound, log_requests, run, url_of
+        from alignvec.serve.process import address_of, bound, run, url_of
         from alignvec.serve.profiles import Profiles
         from alignvec.serve.security import Access, check_bind, is_local
     except ImportError as error:
@@ -133,7 +133,6 @@ def serve(
         # there are more of them than cores it puts them to sleep between any two products.
         with ThreadPoolExecutor(1) as thread:
             engine, made = thread.submit(prepared).result()
-        log_requests()
         knobs = ", ".join(engine.model.vectors) or "none"
 
         def ready() -> None:

@@ -93,6 +93,7 @@ def run(
         drain: seconds that running requests have; the others are told that the server stops.
         ready: called when requests are taken.
     """
+    log_requests()
     config = uvicorn.Config(
         app,
         log_config=None,
