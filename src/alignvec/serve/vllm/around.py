@@ -1,0 +1,21 @@
+"""A method with a function around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+
+def around(owner: type, name: str, function: Callable[..., Any]) -> None:
+    """Have `owner.name(...)` call `function(method, ...)`; once, however often it is asked for."""
+    method = getattr(owner, name)
+    if getattr(method, "alignvec", False):
+        return
+
+    @wraps(method)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        return function(method, *args, **kwargs)
+
+    called.alignvec = True  # type: ignore[attr-defined]
+    setattr(owner, name, called)

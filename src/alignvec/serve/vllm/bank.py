@@ -1,0 +1,140 @@
+"""All knobs of an engine as one low-rank adapter, their factors side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alignvec.base.model_weights import ModelWeights
+from alignvec.base.source import cache_folder, find_folder
+from alignvec.errors import AlignvecError
+from alignvec.files import atomic_folder, hash_of
+from alignvec.vector.adapter import write_adapter
+from alignvec.vector.alignment_vector import AlignmentVector
+from alignvec.vector.delta import LowRank
+
+# Where vLLM has no adapter that this way could gate: its kernels for experts go past the product,
+# and tokens' embeddings and logits have slots of their own.
+_NOT_GATED = {
+    ".experts.": "vLLM's kernels for experts cannot be gated; serve it through names of models "
+    "(ALIGNVEC_WAY=resolver)",
+    "embed_tokens.": "it is no linear layer; fold the vector",
+    "lm_head.": "its adapters are not gated; fold the vector",
+}
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Vectors that fit a base, and how they lie in its adapter.
+
+    Attributes:
+        vectors: by knob, the knobs in the order of their names.
+        ranks: columns of each knob, the highest rank among its tensors.
+        rank: of the adapter: the sum, rounded up to one that vLLM has slots for.
+    """
+
+    vectors: Mapping[str, AlignmentVector]
+    ranks: Mapping[str, int]
+    rank: int
+
+    @classmethod
+    def of(
+        cls, base: str, sources: Mapping[str, str], allowed: Sequence[int], check_base: bool = True
+    ) -> Bank:
+        """The vectors at `sources`, by knob, on `base`.
+
+        Args:
+            base: folder or hub id of what the engine loads, perhaps quantised.
+            allowed: ranks that vLLM has slots for.
+            check_base: whether a base that is not a vector's own is refused.
+
+        Raises:
+            AlignvecError: one cannot be read, does not fit the base, is not wholly of low rank
+                (by the tensor's name), or all together are of a higher rank than vLLM takes.
+        """
+        weights = ModelWeights(find_folder(base))
+        vectors = {
+            knob: _gated(
+                knob,
+                AlignmentVector.from_pretrained(source).fitted(weights, base, check_base),
+            )
+            for knob, source in sorted(sources.items())
+        }
+        ranks = {
+            knob: max(delta.rank for delta in vector.deltas.values() if isinstance(delta, LowRank))
+            for knob, vector in vectors.items()
+        }
+        rank = next((one for one in sorted(allowed) if one >= sum(ranks.values())), None)
+        if rank is None:
+            raise AlignvecError(
+                f"the knobs together are of rank {sum(ranks.values())}, and vLLM takes "
+                f"{max(allowed)} at most; alignvec compress VECTOR --rank R makes them smaller"
+            )
+        return cls(vectors, ranks, rank)
+
+    @property
+    def columns(self) -> list[int]:
+        """Of each column of the adapter the number of its knob; the rest, which is empty, has 0."""
+        numbers = [
+            number for number, rank in enumerate(self.ranks.values()) for _ in range(rank)
+        ]
+        return numbers + [0] * (self.rank - len(numbers))
+
+    def write(self) -> Path:
+        """The adapter as a folder that vLLM loads, in the cache; once for the same vectors."""
+        prints = {knob: vector.fingerprint() for knob, vector in self.vectors.items()}
+        folder = cache_folder() / "vllm" / hash_of("side by side", prints, self.rank)[:16]
+        if not folder.exists():
+            one = next(iter(self.vectors.values()))
+            dtype = one.dtype if len({v.dtype for v in self.vectors.values()}) == 1 else None
+            with atomic_folder(folder) as partial:
+                write_adapter(partial, one.base.id, self.side_by_side(), dtype or torch.float32)
+        return folder
+
+    def side_by_side(self) -> dict[str, LowRank]:
+        """By tensor: A [rank, in] and B [out, rank], the factors of each knob in its columns and
+        zeros where it has none.
+        """
+        found: dict[str, dict[str, LowRank]] = {}
+        for knob, vector in self.vectors.items():
+            for name, delta in vector.deltas.items():
+                assert isinstance(delta, LowRank)
+                found.setdefault(name, {})[knob] = delta
+        return {name: self._joined(by_knob) for name, by_knob in found.items()}
+
+    def _joined(self, by_knob: Mapping[str, LowRank]) -> LowRank:
+        one = next(iter(by_knob.values()))
+        a = torch.zeros(self.rank, one.a.shape[1])
+        b = torch.zeros(one.b.shape[0], self.rank)
+        start = 0
+        for knob, rank in self.ranks.items():
+            if knob in by_knob:
+                delta = by_knob[knob]
+                a[start : start + delta.rank] = delta.a.float()
+                b[:, start : start + delta.rank] = delta.b.float()
+            start += rank
+        return LowRank(a, b, one.transposed)
+
+    def to_json(self) -> dict[str, Any]:
+        """What the workers of an engine have to know."""
+        return {"knobs": list(self.vectors), "columns": self.columns, "rank": self.rank}
+
+
+def _gated(knob: str, vector: AlignmentVector) -> AlignmentVector:
+    """The vector, if all of it can be gated."""
+    for name, delta in vector.deltas.items():
+        if not isinstance(delta, LowRank):
+            raise AlignvecError(
+                f"knob '{knob}': {name} is dense, and vLLM's slots hold low-rank factors; first: "
+                "alignvec compress VECTOR --rank 16 --drop-rest -o OUT"
+            )
+        for part, why in _NOT_GATED.items():
+            if part in f".{name}":
+                raise AlignvecError(f"knob '{knob}' changes {name}: {why}")
+    if not vector.deltas:
+        raise AlignvecError(f"knob '{knob}' changes nothing: the vector is empty")
+    return vector

@@ -1,0 +1,106 @@
+"""What the front of vLLM does otherwise: an engine is made with room for the knobs, and a request
+that turns them names their adapter.
+
+Every request passes here, from HTTP and offline alike, before anything is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, get_args
+
+from vllm.config import VllmConfig
+from vllm.config.lora import MaxLoRARanks
+from vllm.engine.arg_utils import EngineArgs
+from vllm.exceptions import VLLMValidationError
+from vllm.lora.request import LoRARequest
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine import EngineCoreRequest
+from vllm.v1.engine.input_processor import InputProcessor
+
+from alignvec.errors import AlignvecError
+from alignvec.knobs.setting import Setting, SettingLike, check_setting, parse_written
+from alignvec.serve.vllm.bank import Bank
+from alignvec.serve.vllm.request import is_ours, setting_of, turned
+from alignvec.serve.vllm.told import KEY, VECTORS, Told
+from alignvec.serve.vllm.around import around
+
+_BANKS: dict[str, Bank] = {}  # by the folder of its adapter
+
+
+def follow() -> None:
+    """Put it in place, in this process."""
+    around(EngineArgs, "create_engine_config", _create_engine_config)
+    around(InputProcessor, "process_inputs", _process_inputs)
+
+
+def bank_of(config: VllmConfig) -> Bank | None:
+    """The knobs of an engine that this process made; None if it has none."""
+    told = config.additional_config.get(KEY)
+    return _BANKS[told["adapter"]] if told else None
+
+
+def _create_engine_config(
+    create: Callable[..., VllmConfig], args: EngineArgs, *rest: Any, **named: Any
+) -> VllmConfig:
+    told = Told.read()
+    if told is None:
+        return create(args, *rest, **named)
+    if args.enable_tower_connector_lora:
+        raise AlignvecError("knobs do not go with --enable-tower-connector-lora")
+    if args.enable_dbo:
+        raise AlignvecError("knobs do not go with --enable-dbo: vLLM's adapters do not")
+    bank = Bank.of(args.model, told.vectors, get_args(MaxLoRARanks), told.check_base)
+    folder = str(bank.write())
+    _BANKS[folder] = bank
+    args.enable_lora = True
+    args.max_lora_rank = max(args.max_lora_rank, bank.rank)
+    args.additional_config = {**args.additional_config, KEY: {"adapter": folder, **bank.to_json()}}
+    return create(args, *rest, **named)
+
+
+def _process_inputs(
+    process: Callable[..., EngineCoreRequest],
+    processor: InputProcessor,
+    request_id: str,
+    prompt: Any,
+    params: Any,
+    *rest: Any,
+    lora_request: LoRARequest | None = None,
+    **named: Any,
+) -> EngineCoreRequest:
+    bank = bank_of(processor.vllm_config)
+    asked = (getattr(params, "extra_args", None) or {}).get("knobs")
+    if asked is not None:
+        setting = _setting(asked, bank)
+        if lora_request is not None:
+            raise VLLMValidationError(
+                "a request names an adapter or turns knobs; not both", parameter="knobs"
+            )
+        lora_request = turned(setting)
+    elif is_ours(lora_request):
+        lora_request = turned(_setting(setting_of(lora_request.lora_path), bank))
+    made = process(
+        processor, request_id, prompt, params, *rest, lora_request=lora_request, **named
+    )
+    if is_ours(lora_request):
+        # Caches of KV blocks beside vLLM's own tell adapters apart by other means, or not at all.
+        made.cache_salt = "|".join(filter(None, (made.cache_salt, lora_request.lora_path)))
+    return made
+
+
+def _setting(asked: Any, bank: Bank | None) -> Setting:
+    """In numbers: of a mapping, or of `medical=0.7,legal=expert`, as `vllm_xargs` has to have it."""
+    if bank is None:
+        raise VLLMValidationError(
+            f"there are no knobs here; start vLLM with {VECTORS}=KNOB=PATH,...", parameter="knobs"
+        )
+    try:
+        setting: SettingLike = asked
+        if isinstance(asked, str):
+            setting = parse_written(asked)
+        elif not isinstance(asked, Mapping):
+            raise AlignvecError('knobs are {"medical": 0.7}, or as a text medical=0.7')
+        return check_setting(setting, bank.vectors)
+    except AlignvecError as error:
+        raise VLLMValidationError(str(error), parameter="knobs") from None
