@@ -79,9 +79,7 @@ class Bank:
     @property
     def columns(self) -> list[int]:
         """Of each column of the adapter the number of its knob; the rest, which is empty, has 0."""
-        numbers = [
-            number for number, rank in enumerate(self.ranks.values()) for _ in range(rank)
-        ]
+        numbers = [number for number, rank in enumerate(self.ranks.values()) for _ in range(rank)]
         return numbers + [0] * (self.rank - len(numbers))
 
     def write(self) -> Path:

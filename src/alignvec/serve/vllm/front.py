@@ -14,16 +14,15 @@ from vllm.config.lora import MaxLoRARanks
 from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMValidationError
 from vllm.lora.request import LoRARequest
-from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.input_processor import InputProcessor
 
 from alignvec.errors import AlignvecError
 from alignvec.knobs.setting import Setting, SettingLike, check_setting, parse_written
+from alignvec.serve.vllm.around import around
 from alignvec.serve.vllm.bank import Bank
 from alignvec.serve.vllm.request import is_ours, setting_of, turned
 from alignvec.serve.vllm.told import KEY, VECTORS, Told
-from alignvec.serve.vllm.around import around
 
 _BANKS: dict[str, Bank] = {}  # by the folder of its adapter
 
@@ -78,19 +77,17 @@ def _process_inputs(
                 "a request names an adapter or turns knobs; not both", parameter="knobs"
             )
         lora_request = turned(setting)
-    elif is_ours(lora_request):
+    elif lora_request is not None and is_ours(lora_request):
         lora_request = turned(_setting(setting_of(lora_request.lora_path), bank))
-    made = process(
-        processor, request_id, prompt, params, *rest, lora_request=lora_request, **named
-    )
-    if is_ours(lora_request):
+    made = process(processor, request_id, prompt, params, *rest, lora_request=lora_request, **named)
+    if lora_request is not None and is_ours(lora_request):
         # Caches of KV blocks beside vLLM's own tell adapters apart by other means, or not at all.
         made.cache_salt = "|".join(filter(None, (made.cache_salt, lora_request.lora_path)))
     return made
 
 
 def _setting(asked: Any, bank: Bank | None) -> Setting:
-    """In numbers: of a mapping, or of `medical=0.7,legal=expert`, as `vllm_xargs` has to have it."""
+    """In numbers: of a mapping, or of a text as in `vllm_xargs`, `medical=0.7,legal=expert`."""
     if bank is None:
         raise VLLMValidationError(
             f"there are no knobs here; start vLLM with {VECTORS}=KNOB=PATH,...", parameter="knobs"

@@ -33,8 +33,8 @@ class Factors:
 
     def __init__(self, told: Mapping[str, Any], tokens: int, device: torch.device) -> None:
         """Args:
-            told: see `Bank.to_json`.
-            tokens: of a step, at most.
+        told: see `Bank.to_json`.
+        tokens: of a step, at most.
         """
         self._knobs: list[str] = told["knobs"]
         self._columns = torch.tensor(told["columns"], device=device)

@@ -2,9 +2,9 @@
 
 vLLM hands the adapter that a request names on to every worker, through preemption, beams and both
 of its model runners, and puts name and path of it into the hash of what its prefix cache keeps. It
-reads the path when it loads the adapter, and ours is loaded from elsewhere: so the path is where the
-setting stands. The number and the name are the same for all settings, which thus share a slot, a
-batch and a line in vLLM's metrics.
+reads the path when it loads the adapter, and ours is loaded from elsewhere: so the path is where
+the setting stands. The number and the name are the same for all settings, which thus share a slot,
+a batch and a line in vLLM's metrics.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""What a worker of vLLM does otherwise: it loads the adapter of the knobs, and writes the factors of
-each step.
+"""What a worker of vLLM does otherwise: it loads the adapter of the knobs, and writes the factors
+of each step.
 
 Both model runners are followed where they say which adapter each request of a step has.
 """
@@ -52,7 +52,7 @@ def _load_lora_model(
         runner.lora_manager.alignvec = told
         runner.alignvec = factors
         if isinstance(state := getattr(runner, "lora_state", None), LoraState):
-            state.alignvec = factors  # type: ignore[attr-defined]
+            state.alignvec = factors
     return loaded
 
 
