@@ -8,14 +8,13 @@ where it is, and are written before every step that has an adapter in it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from vllm.lora.punica_wrapper.punica_base import PunicaWrapperBase
-from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.lora.request import LoRARequest
 
 from alignvec.serve.vllm.request import is_ours, setting_of
@@ -29,6 +28,7 @@ class Factors:
     Attributes:
         values: [tokens, rank] float32, on the worker's device. Of a token whose request turns
             knobs their strengths, of one with another adapter 1, of one without any 0.
+        used: [1] int64, on the CPU: whether any request of the step has an adapter.
     """
 
     def __init__(self, told: Mapping[str, Any], tokens: int, device: torch.device) -> None:
@@ -39,17 +39,21 @@ class Factors:
         self._knobs: list[str] = told["knobs"]
         self._columns = torch.tensor(told["columns"], device=device)
         self.values = torch.zeros(tokens, told["rank"], device=device)
+        self.used = torch.zeros(1, dtype=torch.int64)
         self._row = lru_cache(_SETTINGS)(self._row_of)
         self._others = np.ones(len(self._knobs), np.float32)
         self._none = np.zeros(len(self._knobs), np.float32)
 
-    def write(self, requests: Iterable[LoRARequest | None], counts: np.ndarray) -> None:
+    def write(self, requests: Sequence[LoRARequest | None], counts: np.ndarray) -> None:
         """For the step to come.
 
         Args:
             requests: the adapter of each request in the batch, in the order of its tokens.
             counts: [requests] tokens of each.
         """
+        self.used[0] = any(requests)
+        if not self.used:
+            return
         rows = np.stack([self._strengths(request) for request in requests])
         strengths = torch.from_numpy(rows.repeat(counts, axis=0)).to(self.values.device)
         # Into the buffer itself: a graph that was captured reads there.
@@ -74,7 +78,7 @@ class Gated(PunicaWrapperBase):
     """vLLM's products of adapters, with the factors between them."""
 
     factors: Factors
-    shard: int  # this worker's place among those that share a layer
+    shard: int
 
     def add_shrink(self, y: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """y = factors * (A x)."""
@@ -86,47 +90,13 @@ class Gated(PunicaWrapperBase):
         return found
 
 
-class GatedOnCPU(Gated, PunicaWrapperCPU):
-    """On a CPU vLLM gathers an adapter's weights for each token. Where ours is the only one there
-    can be, two products of the whole batch do.
+def put(wrapper: PunicaWrapperBase, factors: Factors, shard: int) -> None:
+    """Make the products of an engine gated ones.
+
+    Args:
+        shard: the worker's place among those that share a layer.
     """
-
-    alone: bool
-
-    def add_lora_linear(
-        self,
-        y: torch.Tensor,
-        x: torch.Tensor,
-        lora_a_stacked: tuple[torch.Tensor, ...],
-        lora_b_stacked: tuple[torch.Tensor, ...],
-        scale: float,
-        output_slices: tuple[int, ...],
-        **kwargs: Any,
-    ) -> None:
-        """y += B (factors * (A x)), of each slice."""
-        if not self.alone:
-            super().add_lora_linear(
-                y, x, lora_a_stacked, lora_b_stacked, scale, output_slices, **kwargs
-            )
-            return
-        if self.no_lora:
-            return
-        x = x.view(-1, x.shape[-1])
-        rows = y.view(-1, y.shape[-1])
-        factors = self.factors.values[: len(x)].to(x.dtype)
-        start = 0
-        for a, b, width in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
-            part = rows[:, start : start + width]
-            torch.addmm(part, (x @ a[0, 0].T).mul_(factors), b[0, 0].T, out=part)
-            start += width
-
-
-def put(wrapper: PunicaWrapperBase, factors: Factors, shard: int, alone: bool) -> None:
-    """Make the products of an engine gated ones."""
     kind = type(wrapper)
-    bases = (GatedOnCPU,) if kind is PunicaWrapperCPU else (Gated, kind)
-    wrapper.__class__ = type(f"Gated{kind.__name__}", bases, {})
+    wrapper.__class__ = type(f"Gated{kind.__name__}", (Gated, kind), {})
     assert isinstance(wrapper, Gated)
     wrapper.factors, wrapper.shard = factors, shard
-    if isinstance(wrapper, GatedOnCPU):
-        wrapper.alone = alone
