@@ -197,7 +197,9 @@ def test_two_tensor_parallel_processes(made, folded, tmp_path):
 # What the CPU build cannot run, by its own classes: the second model runner's state, and the
 # products as the kernels of GPUs are called.
 
-TOLD = {"knobs": ["a", "b"], "columns": [0, 0, 1, 1, 1, 0, 0, 0], "rank": 8}
+
+def factors_of(tokens):
+    return Factors(["a", "b"], [0, 0, 1, 1, 1, 0, 0, 0], tokens, torch.empty(0))
 
 
 def row(a, b):
@@ -207,7 +209,7 @@ def row(a, b):
 def test_the_second_model_runner_takes_the_strengths_when_a_request_is_added():
     worker.follow()
     state = LoraState(8)
-    state.alignvec = factors = Factors(TOLD, 64, torch.device("cpu"))
+    state.alignvec = factors = factors_of(64)
     where = factors.values.data_ptr()
     state.add_request("x", 4, turned({"a": 0.5, "b": -1}))
     state.add_request("y", 2, None)
@@ -239,7 +241,7 @@ class Products(PunicaWrapperBase):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_each_worker_multiplies_its_columns(workers):
-    factors = Factors(TOLD, 16, torch.device("cpu"))
+    factors = factors_of(16)
     factors.write([turned({"a": 0.5, "b": -2}), None], np.array([3, 2]))
     x, a = torch.randn(5, 6), torch.randn(1, 1, 8, 6)
     expected = torch.tensor([row(0.5, -2)] * 3 + [row(0, 0)] * 2) * (x @ a[0, 0].T)

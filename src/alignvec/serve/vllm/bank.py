@@ -124,7 +124,10 @@ class Bank:
 
     def to_json(self) -> dict[str, Any]:
         """What the workers of an engine have to know."""
-        return {"knobs": list(self.vectors), "columns": self.columns, "rank": self.rank}
+        used = sum(self.ranks.values())
+        return {
+            "knobs": list(self.vectors), "columns": self.columns, "used": used, "rank": self.rank,
+        }  # fmt: skip
 
 
 def _gated(knob: str, vector: AlignmentVector) -> AlignmentVector:

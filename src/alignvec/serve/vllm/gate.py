@@ -26,23 +26,26 @@ class Factors:
     """What each column of the adapter is multiplied by, token for token.
 
     Attributes:
-        values: [tokens, rank] float32, on the worker's device. Of a token whose request turns
-            knobs their strengths, of one with another adapter 1, of one without any 0.
+        values: [tokens, columns]. Of a token whose request turns knobs their strengths, of one
+            with another adapter 1, of one without any 0.
         used: [1] int64, on the CPU: whether any request of the step has an adapter.
     """
 
-    def __init__(self, told: Mapping[str, Any], tokens: int, device: torch.device) -> None:
+    def __init__(
+        self, knobs: Sequence[str], columns: Sequence[int], tokens: int, like: torch.Tensor
+    ) -> None:
         """Args:
-        told: see `Bank.to_json`.
+        columns: of each column the number of its knob.
         tokens: of a step, at most.
+        like: of what dtype and on what device they are.
         """
-        self._knobs: list[str] = told["knobs"]
-        self._columns = torch.tensor(told["columns"], device=device)
-        self.values = torch.zeros(tokens, told["rank"], device=device)
+        self._knobs = list(knobs)
+        self._columns = torch.tensor(columns, device=like.device)
+        self.values = like.new_zeros(tokens, len(columns))
         self.used = torch.zeros(1, dtype=torch.int64)
         self._row = lru_cache(_SETTINGS)(self._row_of)
-        self._others = np.ones(len(self._knobs), np.float32)
-        self._none = np.zeros(len(self._knobs), np.float32)
+        self._others = np.ones(len(knobs), np.float32)
+        self._none = np.zeros(len(knobs), np.float32)
 
     def write(self, requests: Sequence[LoRARequest | None], counts: np.ndarray) -> None:
         """For the step to come.
@@ -55,7 +58,7 @@ class Factors:
         if not self.used:
             return
         rows = np.stack([self._strengths(request) for request in requests])
-        strengths = torch.from_numpy(rows.repeat(counts, axis=0)).to(self.values.device)
+        strengths = torch.from_numpy(rows.repeat(counts, axis=0)).to(self.values)
         # Into the buffer itself: a graph that was captured reads there.
         torch.index_select(strengths, 1, self._columns, out=self.values[: len(strengths)])
 
@@ -90,13 +93,18 @@ class Gated(PunicaWrapperBase):
         return found
 
 
-def put(wrapper: PunicaWrapperBase, factors: Factors, shard: int) -> None:
+def put(manager: Any, told: Mapping[str, Any], like: torch.Tensor, shard: int) -> Factors:
     """Make the products of an engine gated ones.
 
     Args:
+        like: a tensor in float32, as vLLM's kernels have what is between the products.
         shard: the worker's place among those that share a layer.
     """
-    kind = type(wrapper)
-    wrapper.__class__ = type(f"Gated{kind.__name__}", (Gated, kind), {})
-    assert isinstance(wrapper, Gated)
-    wrapper.factors, wrapper.shard = factors, shard
+    wrappers = set(manager.punica_wrapper_mapping.values())
+    tokens = max(len(wrapper._token_lora_indices) for wrapper in wrappers)
+    factors = Factors(told["knobs"], told["columns"], tokens, like)
+    for wrapper in wrappers:
+        kind = type(wrapper)
+        wrapper.__class__ = type(f"Gated{kind.__name__}", (Gated, kind), {})
+        wrapper.factors, wrapper.shard = factors, shard
+    return factors

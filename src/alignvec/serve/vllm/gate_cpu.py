@@ -6,10 +6,11 @@ around it, which it otherwise leaves where there are adapters.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 from vllm.config import VllmConfig
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.platforms.cpu import CpuPlatform
@@ -18,6 +19,10 @@ from vllm.utils.torch_utils import direct_register_custom_op
 from alignvec.serve.vllm.around import around
 from alignvec.serve.vllm.gate import Factors
 from alignvec.serve.vllm.told import KEY
+
+# By the first slice's A: the slices of a packed layer one below the other, and B as a block for
+# each. Two products of small matrices take half as long as two a slice.
+_BLOCKS: Any = WeakTensorKeyDictionary()
 
 
 def follow() -> None:
@@ -31,17 +36,29 @@ def is_alone(config: VllmConfig) -> bool:
     return bool(told and told["alone"])
 
 
-def put(wrapper: PunicaWrapperCPU, factors: Factors) -> None:
+def put(manager: Any, told: Mapping[str, Any], like: torch.Tensor) -> Factors:
     """Make the products of an engine gated ones; its slot is the only one."""
-    wrapper.__class__ = GatedAlone
-    assert isinstance(wrapper, GatedAlone)
-    wrapper.factors = factors
+    columns = told["columns"][: told["used"]]
+    slices = max(len(module.lora_a_stacked) for module in manager.modules.values())
+    wrappers = set(manager.punica_wrapper_mapping.values())
+    tokens = max(len(wrapper._token_lora_indices) for wrapper in wrappers)
+    factors = Factors(told["knobs"], columns * slices, tokens, like)
+    for wrapper in wrappers:
+        wrapper.__class__ = GatedAlone
+        wrapper.factors, wrapper.rank = factors, told["used"]
+    return factors
+
+
+def forget() -> None:
+    """The adapter is loaded anew."""
+    _BLOCKS.clear()
 
 
 class GatedAlone(PunicaWrapperCPU):
     """The products of the one slot that there is."""
 
     factors: Factors
+    rank: int  # columns that the knobs have of the slot's
 
     def add_lora_linear(
         self,
@@ -61,6 +78,7 @@ class GatedAlone(PunicaWrapperCPU):
             list(lora_b_stacked),
             self.factors.values,
             self.factors.used,
+            self.rank,
         )
 
 
@@ -71,20 +89,22 @@ def _add_gated(
     b: list[torch.Tensor],
     factors: torch.Tensor,
     used: torch.Tensor,
+    rank: int,
 ) -> None:
     """Args:
     y: [tokens, out], to which is added.
     x: [tokens, in].
-    a, b: of each slice [1, 1, rank, in] and [1, 1, its part of out, rank].
+    a, b: of each slice [1, 1, slot's rank, in] and [1, 1, its part of out, slot's rank].
     """
     if not used.item():
         return
-    scales = factors[: len(x)].to(x.dtype)
-    start = 0
-    for down, up in zip(a, b, strict=True):
-        part = y[:, start : start + up.shape[2]]
-        part.addmm_((x @ down[0, 0].T).mul_(scales), up[0, 0].T)
-        start += up.shape[2]
+    if a[0] not in _BLOCKS:
+        _BLOCKS[a[0]] = (
+            torch.cat([one[0, 0, :rank] for one in a]),
+            torch.block_diag(*(one[0, 0, :, :rank] for one in b)),  # type: ignore[no-untyped-call]
+        )
+    down, up = _BLOCKS[a[0]]
+    y.addmm_((x @ down.T).mul_(factors[: len(x), : len(down)]), up.T)
 
 
 def _add_nothing(
@@ -94,6 +114,7 @@ def _add_nothing(
     b: list[torch.Tensor],
     factors: torch.Tensor,
     used: torch.Tensor,
+    rank: int,
 ) -> None:
     """What compilers are told: it returns nothing."""
 

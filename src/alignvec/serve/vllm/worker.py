@@ -14,9 +14,9 @@ import torch
 from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.lora.layers import LoRAMappingType
-from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.lora.request import LoRARequest
 from vllm.lora.worker_manager import WorkerLoRAManager
+from vllm.platforms import current_platform
 from vllm.v1.worker.gpu.lora_utils import LoraState
 from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin
 
@@ -46,14 +46,12 @@ def _load_lora_model(
     told = vllm_config.additional_config.get(KEY)
     if told:
         manager = runner.lora_manager._adapter_manager
-        wrappers = set(manager.punica_wrapper_mapping.values())
-        tokens = max(len(wrapper._token_lora_indices) for wrapper in wrappers)
-        factors = Factors(told, tokens, device)
-        for wrapper in wrappers:
-            if isinstance(wrapper, PunicaWrapperCPU) and gate_cpu.is_alone(vllm_config):
-                gate_cpu.put(wrapper, factors)
-            else:
-                gate.put(wrapper, factors, get_tensor_model_parallel_rank())
+        if current_platform.is_cpu() and gate_cpu.is_alone(vllm_config):
+            like = torch.empty(0, dtype=vllm_config.lora_config.lora_dtype)
+            factors = gate_cpu.put(manager, told, like)
+        else:
+            like = torch.empty(0, device=device)
+            factors = gate.put(manager, told, like, get_tensor_model_parallel_rank())
         runner.lora_manager.alignvec = told
         runner.alignvec = factors
         if isinstance(state := getattr(runner, "lora_state", None), LoraState):
@@ -65,6 +63,7 @@ def _load_adapter(load: Callable[..., Any], manager: Any, request: LoRARequest) 
     """The path of our adapter is a setting; what is loaded, the engine was told."""
     told: dict[str, Any] = getattr(manager, "alignvec", {})
     if is_ours(request):
+        gate_cpu.forget()
         request = LoRARequest(NAME, NUMBER, told["adapter"])
     elif told and told["alone"]:
         raise ValueError(
