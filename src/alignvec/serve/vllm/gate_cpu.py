@@ -7,12 +7,14 @@ around it, which it otherwise leaves where there are adapters.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 from vllm.config import VllmConfig
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.platforms.cpu import CpuPlatform
 from vllm.utils.torch_utils import direct_register_custom_op
 
@@ -20,9 +22,9 @@ from alignvec.serve.vllm.around import around
 from alignvec.serve.vllm.gate import Factors
 from alignvec.serve.vllm.told import KEY
 
-# By the first slice's A: the slices of a packed layer one below the other, and B as a block for
-# each. Two products of small matrices take half as long as two a slice.
-_BLOCKS: Any = WeakTensorKeyDictionary()
+# By the first slice's A: the products with all A of a packed layer one below the other, and with
+# its B as a block for each. Two products take half as long as two a slice.
+_PRODUCTS: Any = WeakTensorKeyDictionary()
 
 
 def follow() -> None:
@@ -51,7 +53,7 @@ def put(manager: Any, told: Mapping[str, Any], like: torch.Tensor) -> Factors:
 
 def forget() -> None:
     """The adapter is loaded anew."""
-    _BLOCKS.clear()
+    _PRODUCTS.clear()
 
 
 class GatedAlone(PunicaWrapperCPU):
@@ -98,13 +100,21 @@ def _add_gated(
     """
     if not used.item():
         return
-    if a[0] not in _BLOCKS:
-        _BLOCKS[a[0]] = (
-            torch.cat([one[0, 0, :rank] for one in a]),
-            torch.block_diag(*(one[0, 0, :, :rank] for one in b)),  # type: ignore[no-untyped-call]
-        )
-    down, up = _BLOCKS[a[0]]
-    y.addmm_((x @ down.T).mul_(factors[: len(x), : len(down)]), up.T)
+    products = _PRODUCTS.get(a[0])
+    if products is None:
+        up = torch.block_diag(*(one[0, 0, :, :rank] for one in b))  # type: ignore[no-untyped-call]
+        products = _product(torch.cat([one[0, 0, :rank] for one in a])), _product(up)
+        _PRODUCTS[a[0]] = products
+    down, up = products
+    y.add_(up(down(x).mul_(factors[: len(x), : rank * len(a)])))
+
+
+def _product(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """x -> x weight^T, as vLLM itself computes it on this processor."""
+    layer: Any = torch.nn.Module()
+    layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    dispatch_cpu_unquantized_gemm(layer, remove_weight=False)
+    return partial(layer.cpu_linear, weight=layer.weight, bias=None)
 
 
 def _add_nothing(
