@@ -19,8 +19,9 @@ from alignvec.vector.delta import LowRank
 
 # Where vLLM has no adapter that this way could gate: its kernels for experts go past the product,
 # and tokens' embeddings and logits have slots of their own.
-_NOT_GATED = {
-    ".experts.": "vLLM's kernels for experts cannot be gated; serve it through names of models "
+_EXPERTS = ".experts."
+_NOT_HELD = {
+    _EXPERTS: "vLLM's kernels for experts cannot be gated; serve it through names of models "
     "(ALIGNVEC_WAY=resolver)",
     "embed_tokens.": "it is no linear layer; fold the vector",
     "lm_head.": "its adapters are not gated; fold the vector",
@@ -43,7 +44,12 @@ class Bank:
 
     @classmethod
     def of(
-        cls, base: str, sources: Mapping[str, str], allowed: Sequence[int], check_base: bool = True
+        cls,
+        base: str,
+        sources: Mapping[str, str],
+        allowed: Sequence[int],
+        check_base: bool = True,
+        gated: bool = True,
     ) -> Bank:
         """The vectors at `sources`, by knob, on `base`.
 
@@ -51,6 +57,7 @@ class Bank:
             base: folder or hub id of what the engine loads, perhaps quantised.
             allowed: ranks that vLLM has slots for.
             check_base: whether a base that is not a vector's own is refused.
+            gated: whether each request turns them, which experts cannot follow.
 
         Raises:
             AlignvecError: one cannot be read, does not fit the base, is not wholly of low rank
@@ -58,9 +65,10 @@ class Bank:
         """
         weights = ModelWeights(find_folder(base))
         vectors = {
-            knob: _gated(
+            knob: _held(
                 knob,
                 AlignmentVector.from_pretrained(source).fitted(weights, base, check_base),
+                gated,
             )
             for knob, source in sorted(sources.items())
         }
@@ -122,16 +130,16 @@ class Bank:
         return {"knobs": list(self.vectors), "columns": self.columns, "rank": self.rank}
 
 
-def _gated(knob: str, vector: AlignmentVector) -> AlignmentVector:
-    """The vector, if all of it can be gated."""
+def _held(knob: str, vector: AlignmentVector, gated: bool) -> AlignmentVector:
+    """The vector, if vLLM's slots hold all of it, and where it is gated its products can be."""
     for name, delta in vector.deltas.items():
         if not isinstance(delta, LowRank):
             raise AlignvecError(
                 f"knob '{knob}': {name} is dense, and vLLM's slots hold low-rank factors; first: "
                 "alignvec compress VECTOR --rank 16 --drop-rest -o OUT"
             )
-        for part, why in _NOT_GATED.items():
-            if part in f".{name}":
+        for part, why in _NOT_HELD.items():
+            if part in f".{name}" and (gated or part != _EXPERTS):
                 raise AlignvecError(f"knob '{knob}' changes {name}: {why}")
     if not vector.deltas:
         raise AlignvecError(f"knob '{knob}' changes nothing: the vector is empty")
