@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("vllm.lora")  # `vllm` alone is also the name of this folder
 
 import torch
+from safetensors import safe_open
 from vllm.config.lora import MaxLoRARanks
 from vllm.entrypoints.openai.models.protocol import BaseModelPath
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
@@ -66,7 +67,7 @@ def models(vector):
         assert (Path(request.lora_path) / "adapter_model.safetensors").exists()
         return True
 
-    settings = Settings(Bank.of(base, sources, RANKS, gated=False), base, ["me/m", "m"], most=3)
+    settings = Settings(Bank.of(base, sources, RANKS, gated=False), ["me/m", "m"], most=3)
     resolver.around(OpenAIServingModels, "resolve_lora", resolver._resolve_lora)
     LoRAResolverRegistry.resolvers[NAME] = settings
     client = SimpleNamespace(
@@ -142,8 +143,12 @@ def test_experts_are_told_apart_by_the_way(vector):
     with pytest.raises(AlignvecError, match="ALIGNVEC_WAY=resolver"):
         Bank.of(base, sources, RANKS)
     bank = Bank.of(base, sources, RANKS, gated=False)
-    settings = Settings(bank, base, ["m"])
+    settings = Settings(bank, ["m"])
     adapter = asyncio.run(settings.adapter(settings.rounded({"medical": 0.5})))
+    with safe_open(Path(adapter.lora_path) / "adapter_model.safetensors", "pt") as filed:
+        # vLLM knows the layers by the names in the model's files, not by those of transformers.
+        assert "block_sparse_moe.experts.1.w1" in " ".join(filed.keys())
+        assert len(filed.keys()) == 2 * 2 * 3 * 4  # of all experts
     read = AlignmentVector.extract(base, adapter.lora_path)
     whole = AlignmentVector.from_pretrained(sources["medical"])
     for name, delta in whole.deltas.items():

@@ -28,6 +28,7 @@ from alignvec.errors import AlignvecError
 from alignvec.serve.vllm import fold, plugin
 from alignvec.serve.vllm.bank import Bank
 from alignvec.serve.vllm.memory import slots_bytes
+from alignvec.serve.vllm.reach import check_reach
 from alignvec.serve.vllm.resolver import Settings
 from alignvec.vector.delta import LowRank
 
@@ -101,7 +102,7 @@ def answer_of_checkpoint(base, vectors, setting):
 
 def test_an_adapter_a_setting_says_what_the_gate_says(engine, base, vectors):
     bank = Bank.of(str(base), vectors, get_args(MaxLoRARanks), gated=False)
-    settings = Settings(bank, str(base), ["tiny"])
+    settings = Settings(bank, ["tiny"])
     asked = [{"medical": 0.7}, {"legal": -0.3}, {"medical": 0.5, "legal": -0.2}, {"legal": 1.0}]
     answers = []
     for number, setting in enumerate(asked, 10):
@@ -111,6 +112,15 @@ def test_an_adapter_a_setting_says_what_the_gate_says(engine, base, vectors):
         assert answers[-1] == answer(engine, setting)
         assert answers[-1] == answer_of_checkpoint(base, vectors, setting)
     assert len({tuple(one) for one in answers}) == len(asked)
+
+
+def test_factors_that_would_do_nothing_are_refused(engine):
+    def check(worker, name):
+        check_reach(worker.model_runner.lora_manager, SimpleNamespace(loras={name: None}))
+
+    engine.collective_rpc(check, args=("model.layers.0.self_attn.q_proj",))
+    with pytest.raises(AlignvecError, match=r"transformer\.h\.0\.attn"):
+        engine.collective_rpc(check, args=("transformer.h.0.attn",))
 
 
 def hashed(worker):

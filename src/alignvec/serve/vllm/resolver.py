@@ -34,26 +34,26 @@ from vllm.entrypoints.serve.lora.protocol import UnloadLoRAAdapterRequest
 from vllm.exceptions import VLLMValidationError
 from vllm.lora.request import LoRARequest
 from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
+from vllm.lora.worker_manager import WorkerLoRAManager
 from vllm.v1.engine.input_processor import InputProcessor
 
-from alignvec.base.model_weights import ModelWeights
-from alignvec.base.source import cache_folder, find_folder
+from alignvec.base.source import cache_folder
 from alignvec.errors import AlignvecError
 from alignvec.files import atomic_folder, hash_of
 from alignvec.knobs.setting import Setting, SettingLike, check_setting, parse_written
 from alignvec.owned import foreign
 from alignvec.serve.vllm.around import around
 from alignvec.serve.vllm.bank import Bank
+from alignvec.serve.vllm.reach import check_reach
 from alignvec.serve.vllm.told import Told
 from alignvec.system import lock
-from alignvec.vector.adapter import write_adapter
 from alignvec.vector.delta import LowRank
-from alignvec.vector.experts import completed, of_experts
 
 logger = logging.getLogger(__name__)
 
 NAME = "alignvec"  # among vLLM's resolvers
 _SEPARATORS = "@:"
+_PLACES = "settings-"  # folders of adapters, one of each process
 _IDLE = 10.0  # seconds that a folder stays which nothing names any more
 
 
@@ -71,6 +71,7 @@ def follow() -> None:
     around(EngineArgs, "create_engine_config", _create_engine_config)
     around(OpenAIServingModels, "resolve_lora", _resolve_lora)
     around(InputProcessor, "process_inputs", _process_inputs)
+    around(WorkerLoRAManager, "_load_adapter", _load_adapter)
 
 
 class Turned(LoRARequest, weakref=True):  # type: ignore[call-arg]
@@ -85,15 +86,14 @@ class Settings(LoRAResolver):
     """
 
     def __init__(
-        self, bank: Bank, base: str, names: Sequence[str], step: float = 0.05, most: int = 64
+        self, bank: Bank, names: Sequence[str], step: float = 0.05, most: int = 64
     ) -> None:
         """Args:
-        base: what the engine loads.
         names: by which the model is served.
         step: what strengths are rounded to.
         """
         self.most = most
-        self._bank, self._base, self._step = bank, base, step
+        self._bank, self._step = bank, step
         self._names = sorted(names, key=len, reverse=True)  # one may begin with another
         self._name = names[0]
         self._prints = {knob: vector.fingerprint() for knob, vector in bank.vectors.items()}
@@ -177,19 +177,15 @@ class Settings(LoRAResolver):
             name: LowRank(delta.a, delta.b * by, delta.transposed)
             for name, delta in self._bank.side_by_side().items()
         }
-        if of_experts(factored):
-            known = ModelWeights(find_folder(self._base)).architecture
-            if known is not None:
-                factored = completed(known, factored)
         with atomic_folder(folder) as partial:
-            write_adapter(partial, self._base, factored, torch.float32)
+            self._bank.write_to(partial, factored, torch.float32)
         return folder
 
     def _root(self) -> Path:
         """A folder that this process alone has, for as long as it runs, and a later one after."""
         number = 0
         while self._place is None:
-            root = cache_folder() / "vllm" / f"settings-{number}"
+            root = cache_folder() / "vllm" / f"{_PLACES}{number}"
             root.mkdir(parents=True, exist_ok=True)
             with suppress(BlockingIOError):
                 self._place = root, lock(root)
@@ -230,7 +226,7 @@ def _create_engine_config(
     config = create(args, *rest, **named)
     served = args.served_model_name or args.model
     names = [served] if isinstance(served, str) else served
-    LoRAResolverRegistry.resolvers[NAME] = Settings(bank, args.model, names, told.step, told.most)
+    LoRAResolverRegistry.resolvers[NAME] = Settings(bank, names, told.step, told.most)
     return config
 
 
@@ -274,3 +270,11 @@ def _process_inputs(
             parameter="knobs",
         )
     return process(processor, request_id, prompt, params, *rest, **named)
+
+
+def _load_adapter(load: Callable[..., Any], manager: Any, request: LoRARequest) -> Any:
+    """In a worker."""
+    loaded = load(manager, request)
+    if Path(request.lora_path).parent.name.startswith(_PLACES):
+        check_reach(manager, loaded)
+    return loaded

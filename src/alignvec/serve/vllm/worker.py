@@ -21,7 +21,8 @@ from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin
 
 from alignvec.serve.vllm.around import around
 from alignvec.serve.vllm.gate import Factors, put
-from alignvec.serve.vllm.request import NAME, NUMBER, is_ours
+from alignvec.serve.vllm.reach import check_reach
+from alignvec.serve.vllm.request import NAME, NUMBER, carrier, is_ours
 from alignvec.serve.vllm.told import KEY
 
 
@@ -50,6 +51,7 @@ def _load_lora_model(
         for wrapper in wrappers:
             put(wrapper, factors, get_tensor_model_parallel_rank(), manager.lora_slots == 1)
         runner.lora_manager.alignvec = told
+        runner.lora_manager._load_adapter(carrier({}))  # what does not fit, fails here and now
         runner.alignvec = factors
         if isinstance(state := getattr(runner, "lora_state", None), LoraState):
             state.alignvec = factors
@@ -58,9 +60,11 @@ def _load_lora_model(
 
 def _load_adapter(load: Callable[..., Any], manager: Any, request: LoRARequest) -> Any:
     """The path of our adapter is a setting; what is loaded, the engine was told."""
-    if is_ours(request):
-        request = LoRARequest(NAME, NUMBER, manager.alignvec["adapter"])
-    return load(manager, request)
+    if not is_ours(request):
+        return load(manager, request)
+    loaded = load(manager, LoRARequest(NAME, NUMBER, manager.alignvec["adapter"]))
+    check_reach(manager, loaded)
+    return loaded
 
 
 def _set_active_loras(
