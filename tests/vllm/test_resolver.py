@@ -155,6 +155,12 @@ def test_experts_are_told_apart_by_the_way(vector):
         assert torch.allclose(read.deltas[name].dense(), 0.5 * delta.dense(), atol=1e-5)
 
 
+def test_knobs_that_a_request_turns_otherwise_are_refused():
+    asked = SimpleNamespace(extra_args={"knobs": {"medical": 0.7}})
+    with pytest.raises(VLLMValidationError, match="by the name of the model"):
+        resolver._process_inputs(None, None, "request", "prompt", asked)
+
+
 def test_the_way_is_told(monkeypatch):
     told = {"ALIGNVEC_VECTORS": "medical=there", "ALIGNVEC_WAY": "resolver"}
     assert (Told.read(told).way, Told.read(told).step, Told.read(told).most) == (

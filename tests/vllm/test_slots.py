@@ -168,6 +168,35 @@ def test_a_fold_that_cannot_be_is_refused(engine):
         core.step()
 
 
+def test_a_server_folds_between_its_requests(engine):
+    done, broken = [], []
+
+    class Client:
+        vllm_config = engine.llm_engine.vllm_config
+
+        async def pause_generation(self, mode):
+            done.append(mode)
+
+        async def collective_rpc(self, method, args):
+            done.append(args)
+            if broken:
+                raise Exception("Call to collective_rpc method failed: no room")  # as vLLM does
+
+        async def resume_generation(self):
+            done.append("resumed")
+
+    setting = {"medical": 0.7, "legal": 0.0}
+    assert asyncio.run(fold.fold(Client(), {"medical": 0.7})) == setting
+    assert done == ["wait", (setting,), "resumed"]
+    with pytest.raises(AlignvecError, match="unknown knob"):
+        asyncio.run(fold.fold(Client(), {"medcal": 0.7}))
+    assert len(done) == 3
+    broken.append(True)
+    with pytest.raises(AlignvecError, match=r"not folded: .* no room"):
+        asyncio.run(fold.fold(Client(), {}))
+    assert done[-1] == "resumed"
+
+
 def test_the_memory_of_the_slots_is_what_is_computed(engine, base):
     def taken(worker):
         manager = worker.model_runner.lora_manager._adapter_manager

@@ -192,7 +192,8 @@ def _add(
     columns: torch.Tensor,
     undo: list[Callable[[], object]],
 ) -> None:
-    """weight += B diag(columns) A, in float32, rounded once.
+    """weight += B diag(columns) A, in float32, rounded once, of the factors as the slot holds them
+    (in vLLM's dtype of adapters: what is gated is the same).
 
     Args:
         columns: [rank] float32, the strength of each.
