@@ -45,7 +45,7 @@ test-floors: $(FLOORS)/.installed
 
 # What needs vLLM, which pins its own torch, transformers and FastAPI: the CPU build, beside ours.
 vllm-test: $(VLLM)/.installed
-	HF_HUB_OFFLINE=1 $(VLLM)/bin/pytest tests/vllm
+	HF_HUB_OFFLINE=1 $(VLLM)/bin/pytest tests/on_vllm
 
 # Anew after a change of a range. torch stays where it is: its floor is gigabytes of CUDA packages.
 floors: $(VENV)/.installed

@@ -16,11 +16,13 @@ from alignvec.files import atomic_folder, hash_of
 from alignvec.vector.adapter import write_adapter
 from alignvec.vector.alignment_vector import AlignmentVector
 from alignvec.vector.delta import LowRank
+from alignvec.vector.experts import completed, of_experts
 
 # Where vLLM has no adapter that this way could gate: its kernels for experts go past the product,
 # and tokens' embeddings and logits have slots of their own.
-_NOT_GATED = {
-    ".experts.": "vLLM's kernels for experts cannot be gated; serve it through names of models "
+_EXPERTS = ".experts."
+_NOT_HELD = {
+    _EXPERTS: "vLLM's kernels for experts cannot be gated; serve it through names of models "
     "(ALIGNVEC_WAY=resolver)",
     "embed_tokens.": "it is no linear layer; fold the vector",
     "lm_head.": "its adapters are not gated; fold the vector",
@@ -35,15 +37,22 @@ class Bank:
         vectors: by knob, the knobs in the order of their names.
         ranks: columns of each knob, the highest rank among its tensors.
         rank: of the adapter: the sum, rounded up to one that vLLM has slots for.
+        weights: of the base.
     """
 
     vectors: Mapping[str, AlignmentVector]
     ranks: Mapping[str, int]
     rank: int
+    weights: ModelWeights
 
     @classmethod
     def of(
-        cls, base: str, sources: Mapping[str, str], allowed: Sequence[int], check_base: bool = True
+        cls,
+        base: str,
+        sources: Mapping[str, str],
+        allowed: Sequence[int],
+        check_base: bool = True,
+        gated: bool = True,
     ) -> Bank:
         """The vectors at `sources`, by knob, on `base`.
 
@@ -51,6 +60,7 @@ class Bank:
             base: folder or hub id of what the engine loads, perhaps quantised.
             allowed: ranks that vLLM has slots for.
             check_base: whether a base that is not a vector's own is refused.
+            gated: whether each request turns them, which experts cannot follow.
 
         Raises:
             AlignvecError: one cannot be read, does not fit the base, is not wholly of low rank
@@ -58,9 +68,10 @@ class Bank:
         """
         weights = ModelWeights(find_folder(base))
         vectors = {
-            knob: _gated(
+            knob: _held(
                 knob,
                 AlignmentVector.from_pretrained(source).fitted(weights, base, check_base),
+                gated,
             )
             for knob, source in sorted(sources.items())
         }
@@ -74,7 +85,7 @@ class Bank:
                 f"the knobs together are of rank {sum(ranks.values())}, and vLLM takes "
                 f"{max(allowed)} at most; alignvec compress VECTOR --rank R makes them smaller"
             )
-        return cls(vectors, ranks, rank)
+        return cls(vectors, ranks, rank, weights)
 
     @property
     def columns(self) -> list[int]:
@@ -90,13 +101,22 @@ class Bank:
     def write(self) -> Path:
         """The adapter as a folder that vLLM loads, in the cache; once for the same vectors."""
         prints = {knob: vector.fingerprint() for knob, vector in self.vectors.items()}
-        folder = cache_folder() / "vllm" / hash_of("side by side", prints, self.rank)[:16]
+        folder = cache_folder() / "vllm" / hash_of("side by side, as filed", prints, self.rank)[:16]
         if not folder.exists():
-            one = next(iter(self.vectors.values()))
-            dtype = one.dtype if len({v.dtype for v in self.vectors.values()}) == 1 else None
+            dtypes = {vector.dtype for vector in self.vectors.values()}
+            dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
             with atomic_folder(folder) as partial:
-                write_adapter(partial, one.base.id, self.side_by_side(), dtype or torch.float32)
+                self.write_to(partial, self.side_by_side(), dtype)
         return folder
+
+    def write_to(self, folder: Path, factored: dict[str, LowRank], dtype: torch.dtype) -> None:
+        """An adapter with the names that the base's files have, which are those that vLLM knows."""
+        known = self.weights.architecture
+        if of_experts(factored) and known is not None:
+            factored = completed(known, factored)
+        filed = {name: key for key, name in self.weights.name_of.items()}
+        named = {filed.get(name, name): delta for name, delta in factored.items()}
+        write_adapter(folder, next(iter(self.vectors.values())).base.id, named, dtype)
 
     def side_by_side(self) -> dict[str, LowRank]:
         """By tensor: A [rank, in] and B [out, rank], the factors of each knob in its columns and
@@ -130,16 +150,16 @@ class Bank:
         }  # fmt: skip
 
 
-def _gated(knob: str, vector: AlignmentVector) -> AlignmentVector:
-    """The vector, if all of it can be gated."""
+def _held(knob: str, vector: AlignmentVector, gated: bool) -> AlignmentVector:
+    """The vector, if vLLM's slots hold all of it, and where it is gated its products can be."""
     for name, delta in vector.deltas.items():
         if not isinstance(delta, LowRank):
             raise AlignvecError(
                 f"knob '{knob}': {name} is dense, and vLLM's slots hold low-rank factors; first: "
                 "alignvec compress VECTOR --rank 16 --drop-rest -o OUT"
             )
-        for part, why in _NOT_GATED.items():
-            if part in f".{name}":
+        for part, why in _NOT_HELD.items():
+            if part in f".{name}" and (gated or part != _EXPERTS):
                 raise AlignvecError(f"knob '{knob}' changes {name}: {why}")
     if not vector.deltas:
         raise AlignvecError(f"knob '{knob}' changes nothing: the vector is empty")

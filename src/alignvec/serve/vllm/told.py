@@ -4,8 +4,9 @@ vLLM's own configuration, which reaches every worker and is part of the key of w
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from alignvec.errors import AlignvecError
@@ -13,6 +14,7 @@ from alignvec.knobs.setting import parse_pairs
 
 KEY = "alignvec"  # in vLLM's additional_config
 VECTORS = "ALIGNVEC_VECTORS"
+WAYS = ("gate", "resolver")
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,9 @@ class Told:
         default: `ALIGNVEC_SET`, of requests over HTTP that say nothing.
         state: `ALIGNVEC_STATE`, the file of the profiles; empty: there are none.
         router: `ALIGNVEC_ROUTER`, the folder of a router that reads the text; empty: there is none.
+        way: `ALIGNVEC_WAY`, `gate` (a strength a request) or `resolver` (an adapter a setting).
+        step: `ALIGNVEC_STEP`, what strengths are rounded to where each setting is an adapter.
+        most: `ALIGNVEC_MAX_ADAPTERS`, how many such adapters are kept.
     """
 
     vectors: Mapping[str, str]
@@ -32,13 +37,17 @@ class Told:
     default: str = ""
     state: str = ""
     router: str = ""
+    way: str = "gate"
+    step: float = 0.05
+    most: int = 64
 
     @classmethod
     def read(cls, environment: Mapping[str, str] = os.environ) -> Told | None:
         """None where no knobs are asked for.
 
         Raises:
-            AlignvecError: `ALIGNVEC_VECTORS` is not KNOB=PATH,...
+            AlignvecError: `ALIGNVEC_VECTORS` is not KNOB=PATH,..., or one of the others is not what
+                it may be.
         """
         vectors = environment.get(VECTORS, "").strip()
         if not vectors:
@@ -53,4 +62,27 @@ class Told:
             environment.get("ALIGNVEC_SET", ""),
             environment.get("ALIGNVEC_STATE", ""),
             environment.get("ALIGNVEC_ROUTER", ""),
+            _one_of("ALIGNVEC_WAY", environment.get("ALIGNVEC_WAY") or cls.way, WAYS),
+            _above_zero("ALIGNVEC_STEP", environment.get("ALIGNVEC_STEP") or cls.step),
+            int(
+                _above_zero(
+                    "ALIGNVEC_MAX_ADAPTERS", environment.get("ALIGNVEC_MAX_ADAPTERS") or cls.most, 1
+                )
+            ),
         )
+
+
+def _one_of(name: str, value: str, known: Sequence[str]) -> str:
+    if value not in known:
+        raise AlignvecError(f"{name} is '{value}'; it may be {' or '.join(known)}")
+    return value
+
+
+def _above_zero(name: str, value: str | float, least: float = 1e-6) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not least <= number < math.inf:
+        raise AlignvecError(f"{name} is '{value}'; it may be a number from {least:g}")
+    return number

@@ -23,7 +23,8 @@ from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin
 from alignvec.serve.vllm import gate, gate_cpu
 from alignvec.serve.vllm.around import around
 from alignvec.serve.vllm.gate import Factors
-from alignvec.serve.vllm.request import NAME, NUMBER, is_ours
+from alignvec.serve.vllm.reach import check_reach
+from alignvec.serve.vllm.request import NAME, NUMBER, carrier, is_ours
 from alignvec.serve.vllm.told import KEY
 
 
@@ -53,6 +54,7 @@ def _load_lora_model(
             like = torch.empty(0, device=device)
             factors = gate.put(manager, told, like, get_tensor_model_parallel_rank())
         runner.lora_manager.alignvec = told
+        runner.lora_manager._load_adapter(carrier({}))  # what does not fit, fails here and now
         runner.alignvec = factors
         if isinstance(state := getattr(runner, "lora_state", None), LoraState):
             state.alignvec = factors
@@ -64,8 +66,10 @@ def _load_adapter(load: Callable[..., Any], manager: Any, request: LoRARequest) 
     told: dict[str, Any] = getattr(manager, "alignvec", {})
     if is_ours(request):
         gate_cpu.forget()
-        request = LoRARequest(NAME, NUMBER, told["adapter"])
-    elif told and told["alone"]:
+        loaded = load(manager, LoRARequest(NAME, NUMBER, told["adapter"]))
+        check_reach(manager, loaded)
+        return loaded
+    if told and told["alone"]:
         raise ValueError(
             f"the knobs have the one slot there is; --max-loras 2 makes room for {request.name}"
         )

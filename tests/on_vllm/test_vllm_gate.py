@@ -14,6 +14,7 @@ import torch
 pytest.importorskip("vllm", reason="vLLM is in an environment of its own: make vllm-test")
 
 import engines
+from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 from vllm.lora.punica_wrapper.punica_base import PunicaWrapperBase
 from vllm.lora.request import LoRARequest
@@ -23,7 +24,6 @@ from vllm.v1.worker.gpu.lora_utils import LoraState
 from alignvec.serve.vllm import worker
 from alignvec.serve.vllm.gate import Factors, Gated
 from alignvec.serve.vllm.request import NAME, NUMBER, setting_of, turned
-from vllm import SamplingParams
 
 SETTINGS = engines.settings(16)
 SHARED = "a shared prefix about tea and its leaves in the garden of the old house. "
