@@ -63,7 +63,8 @@ def main() -> None:
         }
         print(f"{name}: a knob {knob_bytes(inner, options.rank) / MB:.0f} MB; the slots of a GPU")
         for shards in (1, 2, 4, 8):
-            taken = slots_bytes(shapes, rank, options.slots, shards=shards) / MB
+            placed = inner if options.slots == 1 else shapes  # one slot: what the knobs change
+            taken = slots_bytes(placed, rank, options.slots, shards=shards) / MB
             print(f"    of {shards}: {taken:.0f} MB")
 
 

@@ -21,9 +21,12 @@ from vllm.lora.request import LoRARequest
 from vllm.sampling_params import BeamSearchParams
 from vllm.v1.worker.gpu.lora_utils import LoraState
 
+from alignvec import AlignmentVector
 from alignvec.serve.vllm import worker
+from alignvec.serve.vllm.bank import Bank
 from alignvec.serve.vllm.gate import Factors, Gated
 from alignvec.serve.vllm.request import NAME, NUMBER, setting_of, turned
+from alignvec.vector.export import export
 
 SETTINGS = engines.settings(16)
 SHARED = "a shared prefix about tea and its leaves in the garden of the old house. "
@@ -163,6 +166,16 @@ def test_compiled_and_with_speculation(made, folded):
             },
         )  # fmt: skip
     check(folded, llm)
+
+
+def test_a_plain_adapter_is_a_knob(made, tmp_path):
+    theirs = tmp_path / "theirs"
+    export(AlignmentVector.from_pretrained(made["medical"]), "peft", theirs)
+    sources = {"theirs": str(theirs), "legal": str(made["legal"])}
+    bank = Bank.of(str(made["base"]), sources, (8, 16))
+    assert bank.ranks == {"legal": 6, "theirs": 4}
+    assert bank.rank == 16
+    assert bank.vectors["theirs"] == AlignmentVector.from_pretrained(made["medical"])
 
 
 PARALLEL = """

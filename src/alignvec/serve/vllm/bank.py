@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from alignvec.base.model_weights import ModelWeights
-from alignvec.base.source import cache_folder, find_folder
+from alignvec.base.source import cache_folder, find_folder, is_adapter
 from alignvec.errors import AlignvecError
 from alignvec.files import atomic_folder, hash_of
 from alignvec.vector.adapter import write_adapter
@@ -54,7 +54,7 @@ class Bank:
         check_base: bool = True,
         gated: bool = True,
     ) -> Bank:
-        """The vectors at `sources`, by knob, on `base`.
+        """The vectors at `sources`, by knob, on `base`; plain LoRA adapters are vectors, too.
 
         Args:
             base: folder or hub id of what the engine loads, perhaps quantised.
@@ -70,7 +70,7 @@ class Bank:
         vectors = {
             knob: _held(
                 knob,
-                AlignmentVector.from_pretrained(source).fitted(weights, base, check_base),
+                _vector(knob, source, base).fitted(weights, base, check_base),
                 gated,
             )
             for knob, source in sorted(sources.items())
@@ -148,6 +148,14 @@ class Bank:
         return {
             "knobs": list(self.vectors), "columns": self.columns, "used": used, "rank": self.rank,
         }  # fmt: skip
+
+
+def _vector(knob: str, source: str, base: str) -> AlignmentVector:
+    """The vector of a folder or a hub id, or that of a PEFT adapter which was trained on `base`."""
+    folder = Path(source)
+    if folder.is_dir() and is_adapter(folder):
+        return AlignmentVector.extract(base, folder, knob)
+    return AlignmentVector.from_pretrained(source)
 
 
 def _held(knob: str, vector: AlignmentVector, gated: bool) -> AlignmentVector:

@@ -33,7 +33,8 @@ def slots_bytes(
     layer as it cuts the layer, one of the two factors whole.
 
     Args:
-        shapes: by name, of all weights of a model as its files have them.
+        shapes: by name, of all weights of a model as its files have them; where there is one slot
+            alone, which is the knobs', of those that they change.
         rank: of a slot: that of all knobs together, rounded up to one that vLLM knows.
         slots: `--max-loras`.
         shards: `--tensor-parallel-size`; at most the model's heads of keys and values.
