@@ -401,6 +401,64 @@ def serve_engines() -> str:
     return table(["", "tokens/s", "first token, s, p50 / p99"], rows)
 
 
+VLLM_RUNS = {
+    "plain": "no adapters",
+    "one LoRA": "one adapter, the same for all",
+    "16 LoRAs": "16 adapters, a request has one",
+    "knobs": "**three knobs, every request with a setting of its own**",
+    "half": "... every other request without knobs",
+    "none": "... no request with knobs",
+}
+
+
+def vllm_speed() -> str:
+    """Knobs on vLLM beside its own adapters."""
+    runs = result("vllm_speed")["runs"]
+    batches = list(runs["plain"])
+    rows = [
+        [
+            text,
+            *(f"{runs[name][batch]['tokens_per_second']:.0f}" for batch in batches),
+            *(f"{runs[name][batch]['first_token']:.2g}" for batch in batches),
+        ]
+        for name, text in VLLM_RUNS.items()
+    ]
+    header = [f"tokens/s at {batch}" for batch in batches]
+    return table(["", *header, *(f"first token, s, at {batch}" for batch in batches)], rows)
+
+
+def vllm_ratios() -> str:
+    """What the knobs cost, and what they save."""
+    runs = result("vllm_speed")["runs"]
+
+    def ratios(name: str, other: str) -> str:
+        found = [
+            runs[name][batch]["tokens_per_second"] / runs[other][batch]["tokens_per_second"]
+            for batch in runs[name]
+        ]
+        *first, last = [f"{one:.2g}" for one in found]
+        return f"{', '.join(first)} and {last}"
+
+    *first, last = runs["plain"]
+    return (
+        f"At batch {', '.join(first)} and {last} the knobs give {ratios('knobs', 'plain')} of the "
+        f"tokens a second of an engine without adapters, and {ratios('knobs', '16 LoRAs')} times "
+        f"those of 16 adapters; where no request turns one, {ratios('none', 'plain')}."
+    )
+
+
+def vllm_memory() -> str:
+    """What knobs take on each GPU."""
+    found = result("vllm_memory")
+    rows = [
+        [name, f"{one['knob']:.0f}", *(f"{one['slot'][shards]:.0f}" for shards in one["slot"])]
+        for name, one in found["models"].items()
+    ]
+    shards = next(iter(found["models"].values()))["slot"]
+    head = [f"the slot, {count} GPU{'s' * (count != '1')}" for count in shards]
+    return table(["", "a knob", *head], rows)
+
+
 def serve_soak() -> str:
     """What the server held, and whether anything failed."""
     found = result("serve_soak")
