@@ -138,6 +138,23 @@ class Dial:
             tuple(knob for knob, strength in setting.items() if self._is_beyond(knob, strength)),
         )
 
+    def read_all(
+        self, model: str | None, knobs: object, profile: object, texts: Sequence[str]
+    ) -> Turned:
+        """The same of a request that asks several things, which one setting answers.
+
+        Raises:
+            Refused: see `read`; or the router reads texts of several domains.
+        """
+        first, *others = (self.read(model, knobs, profile, text) for text in texts)
+        if any(one.domain != first.domain for one in others):
+            raise Refused(
+                "the prompts are of several domains; send them in requests of their own",
+                code="invalid_value",
+                param="prompt",
+            )
+        return first
+
     def check(self, knobs: object) -> dict[str, float | str]:
         """The field `knobs` of a body, in the words it was asked in, known to be right.
 
