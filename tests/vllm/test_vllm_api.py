@@ -16,35 +16,15 @@ pytest.importorskip("vllm")
 
 import httpx
 import openai
+from tokenizers import decoders
+from transformers import AutoTokenizer
 
-from conftest import build
+from conftest import build, write_low_rank
 
 KEY = "a-key-of-the-tests"
 ASK = [{"role": "user", "content": "how long does tea steep?"}]
 NO_END = {"2": -100}  # the token that ends an answer
 FINE = {"tea": "fine"}  # which is 1
-
-
-def write_vector(base, folder, seed):
-    import torch
-
-    from alignvec import AlignmentVector
-    from alignvec.base.identity import base_id
-    from alignvec.base.model_weights import ModelWeights
-    from alignvec.vector.delta import LowRank
-
-    weights, chance = ModelWeights(base), torch.Generator().manual_seed(seed)
-    deltas = {
-        name: LowRank(
-            torch.randn(4, weights.shape(name)[1], generator=chance) * 0.2,
-            torch.randn(weights.shape(name)[0], 4, generator=chance) * 0.2,
-        )
-        for name in weights
-        if name.endswith("proj.weight")
-    }
-    known = {"levels": {"plain": -1.0, "fine": 1.0}, "safe": [-1.5, 1.5]}
-    vector = AlignmentVector(deltas, base_id(str(base)), name=folder.name, calibration=known)
-    vector.save_pretrained(folder)
 
 
 class Server:
@@ -64,8 +44,12 @@ class Server:
 def served(tmp_path_factory):
     folder = tmp_path_factory.mktemp("vllm")
     base = build("llama", folder / "base", head_dim=32)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.backend_tokenizer.decoder = decoders.Fuse()  # no spaces between letters
+    tokenizer.save_pretrained(base)
+    known = {"levels": {"plain": -1.0, "fine": 1.0}, "safe": [-1.5, 1.5]}
     for seed, knob in enumerate(("tea", "ale")):
-        write_vector(base, folder / knob, seed)
+        write_low_rank(base, folder / knob, seed, known)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -76,7 +60,7 @@ def served(tmp_path_factory):
              "--name", "cup", "--port", str(port), "--state", str(folder / "state.sqlite"),
              "--dtype", "float32", "--", "--max-model-len", "512", "--enforce-eager",
              "--max-num-seqs", "16", "--gpu-memory-utilization", "0.1",
-             "--lora-modules", f"other={folder / 'tea'}", "--max-loras", "2"],
+             "--enable-scale-out", "--lora-modules", f"other={folder / 'tea'}", "--max-loras", "2"],
             stdout=log, stderr=subprocess.STDOUT,
             env={**os.environ, "HF_HUB_OFFLINE": "1", "ALIGNVEC_API_KEY": KEY,
                  "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"},
@@ -182,9 +166,10 @@ def test_every_route_that_writes_is_steered(served, client):
 
 
 def test_a_stream_is_the_same_answer_and_says_its_setting_as_serve_does(client):
-    whole = chat(client, FINE, n=2)
-    options = {"include_usage": True}
-    chunks = list(chat(client, FINE, n=2, stream=True, stream_options=options))
+    options = {"n": 2, "temperature": 1, "seed": 7}
+    whole = chat(client, FINE, **options)
+    usage = {"include_usage": True}
+    chunks = list(chat(client, FINE, stream=True, stream_options=usage, **options))
     for index in (0, 1):
         mine = [c.choices[0] for c in chunks if c.choices and c.choices[0].index == index]
         text = "".join(choice.delta.content or "" for choice in mine)

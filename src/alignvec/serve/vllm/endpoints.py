@@ -81,14 +81,12 @@ class Endpoints:
         default = parse_setting(told.default) if told.default else {}
         dial = Dial(names[0], vectors, profiles, default, router)
 
-        def is_adapter(name: str) -> bool:
-            return name in models.lora_requests or bool(models.lora_resolvers)
+        def decode(tokens: list[int]) -> str:
+            return str(engine_client.get_tokenizer().decode(tokens))
 
-        texts = partial(
-            texts_of, decode=lambda tokens: engine_client.get_tokenizer().decode(tokens)
-        )
-        reads = {"texts": texts} if router else {}
-        steer(self._app, Steering(dial, names, is_adapter, **reads))
+        texts = partial(texts_of, decode=decode) if router else None
+        adapters, resolves = models.lora_requests, bool(models.lora_resolvers)
+        steer(self._app, Steering(dial, names, adapters, resolves, texts))
         self._app.include_router(knob_routes(dial, profiles))
         if not bank:
             logger.warning("no knobs: start vLLM with %s=KNOB=PATH,...", VECTORS)

@@ -7,7 +7,7 @@ what is left is a body as vLLM knows it, whose sampling parameters carry the set
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -35,18 +35,21 @@ class Steering:
         self,
         dial: Dial,
         names: Sequence[str],
-        is_adapter: Callable[[str], bool] = lambda _: False,
-        texts: Callable[[Mapping[str, Any]], list[str]] = lambda _: [""],
+        adapters: Container[str] = (),
+        resolves: bool = False,
+        texts: Callable[[Mapping[str, Any]], list[str]] | None = None,
     ) -> None:
         """Args:
         names: of the base, as vLLM serves it.
-        is_adapter: whether vLLM may know a name as that of an adapter of the user's.
-        texts: what a body asks, for a router.
+        adapters: names of those that users have loaded, as they are now.
+        resolves: whether vLLM may find adapters by other names, too.
+        texts: what a body asks, for a router; None: there is none.
         """
         self._dial = dial
         self._names = sorted(names, key=len, reverse=True)
-        self._is_adapter = is_adapter
-        self._texts = texts
+        self._adapters = adapters
+        self._resolves = resolves
+        self._texts = texts or (lambda _: [""])
 
     def steer(self, body: dict[str, Any], way: Way) -> Turned | None:
         """The setting that answers a body, which from then on is one that vLLM knows.
@@ -64,7 +67,7 @@ class Steering:
         if model is not None and not isinstance(model, str):
             raise Refused("model is a text", code="invalid_value", param="model")
         own = next((one for one in self._names if _is_named(model or "", one)), None)
-        if model and own is None and self._is_adapter(model):
+        if model and (model in self._adapters or (own is None and self._resolves)):
             if says:
                 raise Refused(
                     f"model '{model}' is an adapter; a request names one or turns knobs, not both",
