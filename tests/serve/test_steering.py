@@ -32,9 +32,7 @@ class Router:
 def steering(default=None, router=None, names=("cup", "cup:big"), resolves=False):
     dial = Dial("cup", VECTORS, NoProfiles(), default, router)
     texts = (lambda body: texts_of(body, lambda tokens: "tea" * len(tokens))) if router else None
-    return Steering(
-        dial, names, {"other", "cup:old"}.__contains__, **{"texts": texts} if texts else {}
-    )
+    return Steering(dial, names, {"other", "cup:old"}, resolves, texts)
 
 
 def steered(body, way=Way.XARGS, **options):
@@ -100,6 +98,8 @@ def test_what_says_nothing_has_the_setting_of_the_server():
         ({"model": "other", "profile": "x"}, Way.XARGS, {}, "adapter_with_knobs"),
         ({"model": "nobody"}, Way.XARGS, {}, "model_not_found"),
         ({"model": 5}, Way.XARGS, {}, "invalid_value"),
+        ({"knob": {"tea": 1}}, Way.XARGS, {}, "unknown_parameter"),
+        ({"profiles": "x"}, Way.XARGS, {}, "unknown_parameter"),
         ({"knobs": {"tea": 0}}, Way.UNSTEERED, {}, "not_steered"),
         ({}, Way.UNSTEERED, {"default": {"tea": 1}}, "not_steered"),
         ({"vllm_xargs": "tea=1"}, Way.XARGS, {}, "invalid_value"),

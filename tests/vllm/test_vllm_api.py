@@ -210,6 +210,7 @@ WRONG = [
     ({"knobs": {"tea": True}}, "knobs", "invalid_strength"),
     ({"knobs": [1]}, "knobs", "invalid_knobs"),
     ({"knobs": "tea=1"}, "knobs", "invalid_knobs"),
+    ({"knob": {"tea": 1}}, "knob", "unknown_parameter"),
     ({"profile": "nobody"}, "profile", "unknown_profile"),
     ({"profile": 1}, "profile", "invalid_value"),
     ({"vllm_xargs": {"knobs": "tea"}}, "knobs", "invalid_knobs"),

@@ -8,6 +8,7 @@ what is left is a body as vLLM knows it, whose sampling parameters carry the set
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
+from difflib import get_close_matches
 from enum import Enum
 from typing import Any
 
@@ -60,6 +61,7 @@ class Steering:
         Raises:
             Refused: it is none, or this route or request cannot be steered.
         """
+        _check_spelling(body)
         args = _inside(body, way.value or ())
         asked = _once(body.get("knobs"), args.get("knobs"))
         says = asked is not None or body.get("profile") is not None
@@ -102,6 +104,19 @@ class Steering:
             args["knobs"] = ",".join(f"{knob}={strength!r}" for knob, strength in turns.items())
             _put(body, way.value, args)
         return turned
+
+
+def _check_spelling(body: Mapping[str, Any]) -> None:
+    """vLLM takes any field and passes over what it does not know; what is meant for us may not be
+    passed over.
+    """
+    for field in body.keys() - set(_OURS):
+        if close := get_close_matches(field, _OURS, n=1, cutoff=0.8):
+            raise Refused(
+                f"'{field}' is no parameter that is known; did you mean '{close[0]}'?",
+                code="unknown_parameter",
+                param=field,
+            )
 
 
 def _is_named(model: str, name: str) -> bool:
