@@ -80,13 +80,20 @@ class Dial:
 
         Raises:
             AlignvecError: the default is no setting of these knobs, a calibration is damaged, or
-                the router needs more than the text.
+                the router needs more than the text, or what is not installed.
         """
         if router is not None and router.reads != "text":
             raise AlignvecError(
                 "a server routes before its engine, by the text alone, and this router reads "
                 "hidden states; make one with alignvec route --reads text"
             )
+        if router is not None:
+            try:
+                router.domain(None, None, [""])  # now, not with the first request
+            except ImportError as error:
+                raise AlignvecError(
+                    f"the router needs {error.name}: pip install 'alignvec[search]'"
+                ) from error
         self.model = model
         self.default = check_setting(default or {}, vectors)
         self._vectors = dict(vectors)
