@@ -102,6 +102,12 @@ def test_what_says_nothing_has_the_setting_of_the_server():
         ({"profiles": "x"}, Way.XARGS, {}, "unknown_parameter"),
         ({"knobs": {"tea": 0}}, Way.UNSTEERED, {}, "not_steered"),
         ({}, Way.UNSTEERED, {"default": {"tea": 1}}, "not_steered"),
+        (
+            {"messages": None},
+            Way.UNSTEERED,
+            {"default": {"tea": 1}, "router": Router()},
+            "not_steered",
+        ),
         ({"vllm_xargs": "tea=1"}, Way.XARGS, {}, "invalid_value"),
         ({"vllm_xargs": {"knobs": 1}}, Way.XARGS, {}, "invalid_knobs"),
         ({"profile": "x"}, Way.XARGS, {}, "unknown_profile"),

@@ -80,7 +80,8 @@ class Steering:
         named = f"{self._dial.model}{model[len(own) :]}" if model and own else model or None
         turned = self._dial.read_all(named, asked, body.get("profile"), self._texts(body))
         turns = {knob: strength for knob, strength in turned.setting.items() if strength}
-        if way is Way.UNSTEERED and (turns or says):
+        # Of such a body no router reads the text: any setting of the server's might have to act.
+        if way is Way.UNSTEERED and (turns or says or any(self._dial.default.values())):
             raise Refused(
                 "knobs do not reach this route of vLLM: it hands no arguments on; leave them out"
                 + ("" if says else ", and start the server without a setting of its own"),
