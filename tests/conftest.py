@@ -238,6 +238,30 @@ def refused(*arguments, code=1, run=run, **options):
     return lines[0]
 
 
+def write_low_rank(base, folder, seed=0, calibration=None):
+    """Write a random vector of rank 4 in each of a base's projections, and nowhere else."""
+    import torch
+
+    from alignvec import AlignmentVector
+    from alignvec.base.identity import base_id
+    from alignvec.base.model_weights import ModelWeights
+    from alignvec.vector.delta import LowRank
+
+    weights, chance = ModelWeights(base), torch.Generator().manual_seed(seed)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=chance) * 0.2
+
+    deltas = {}
+    for name in weights:
+        if name.endswith("proj.weight"):
+            rows, columns = weights.shape(name)
+            deltas[name] = LowRank(random(4, columns), random(rows, 4))
+    vector = AlignmentVector(deltas, base_id(str(base)), folder.name, calibration=calibration)
+    vector.save_pretrained(folder)
+    return folder
+
+
 @contextmanager
 def watching(call):
     """Calls call(done, total) as bars of known length move; it may raise, as Ctrl+C does."""

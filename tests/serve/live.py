@@ -13,11 +13,11 @@ import uvicorn
 from tokenizers import decoders
 
 from alignvec import AlignmentVector, KnobModel
+from alignvec.serve.address import bound, url_of
 from alignvec.serve.app import Door, application
 from alignvec.serve.dial import Dial
 from alignvec.serve.endpoints import Limits
 from alignvec.serve.engine import Engine
-from alignvec.serve.process import bound, url_of
 from alignvec.serve.profiles import Profiles
 from alignvec.serve.security import Access
 

@@ -236,3 +236,11 @@ def test_the_knobs_are_described(dial):
     assert plain["levels"] == {}
     assert (plain["safe"], plain["calibration"], plain["default"]) == (None, None, 0.25)
     json.dumps(dial.knobs(), allow_nan=False)
+
+
+def test_a_router_that_cannot_read_here_is_refused_at_the_start():
+    def missing(*_):
+        raise ModuleNotFoundError("No module named 'sklearn'", name="sklearn")
+
+    with pytest.raises(AlignvecError, match=r"needs sklearn: pip install 'alignvec\[search\]'"):
+        Dial("embedded", VECTORS, router=SimpleNamespace(reads="text", domain=missing))

@@ -8,12 +8,13 @@ import pytest
 from live import live, tea_model
 
 from alignvec.base.identity import BaseId
+from alignvec.serve.address import is_local
 from alignvec.serve.dial import Dial
 from alignvec.serve.keys import Keys
 from alignvec.serve.playground.site import mount
 from alignvec.serve.process import log_requests
 from alignvec.serve.request import Piece
-from alignvec.serve.security import Access, check_bind, is_local
+from alignvec.serve.security import Access, check_bind
 from alignvec.vector.alignment_vector import AlignmentVector
 from conftest import refused
 

@@ -34,6 +34,19 @@ def source_name(data: str) -> str:
     return Path(data).name
 
 
+def vector_sources(vectors: list[str]) -> dict[str, str]:
+    """By knob, where its vector is."""
+    sources: dict[str, str] = {}
+    for text in vectors:
+        knob, equals, source = text.partition("=")
+        if not (knob and equals and source):
+            raise AlignvecError(f"'{text}' is no vector; write KNOB=PATH, as in medical=medical-av")
+        if knob in sources:
+            raise AlignvecError(f"knob '{knob}' has two vectors")
+        sources[knob] = source
+    return sources
+
+
 def vectors_and_settings(
     vectors: list[str], settings: list[str]
 ) -> tuple[dict[str, AlignmentVector], list[dict[str, float]]]:
@@ -41,14 +54,10 @@ def vectors_and_settings(
     from alignvec.knobs.setting import check_setting, parse_setting
     from alignvec.vector.alignment_vector import AlignmentVector
 
-    loaded: dict[str, AlignmentVector] = {}
-    for text in vectors:
-        knob, equals, path = text.partition("=")
-        if not (knob and equals and path):
-            raise AlignvecError(f"'{text}' is no vector; write KNOB=PATH, as in medical=medical-av")
-        if knob in loaded:
-            raise AlignvecError(f"knob '{knob}' has two vectors")
-        loaded[knob] = AlignmentVector.from_pretrained(path)
+    loaded = {
+        knob: AlignmentVector.from_pretrained(source)
+        for knob, source in vector_sources(vectors).items()
+    }
     return loaded, [check_setting(parse_setting(text), loaded) for text in settings]
 
 

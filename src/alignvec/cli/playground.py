@@ -48,9 +48,8 @@ def playground(
 
 def _serve(url: str, host: str, port: int, key: str | None, insecure: bool) -> None:
     try:
+        from alignvec.serve.address import address_of, is_local
         from alignvec.serve.playground.site import serving
-        from alignvec.serve.process import address_of
-        from alignvec.serve.security import is_local
     except ImportError as error:
         raise AlignvecError(
             "the playground needs Gradio 6: pip install 'alignvec[serve,ui]'"

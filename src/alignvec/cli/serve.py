@@ -7,12 +7,13 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from alignvec.cli.inputs import knob_model
 from alignvec.cli.options import STATE, AnyBase, BaseArgument, Device, Dtype, StateFile, Vectors
+from alignvec.cli.vllm import become_vllm, check_options
 from alignvec.errors import AlignvecError
 
 if TYPE_CHECKING:
@@ -24,10 +25,21 @@ app = typer.Typer()
 @app.command(
     epilog="Example: alignvec serve embedded --vector medical=medical-av\n\n"
     "Example: alignvec serve embedded --vector medical=medical-av --host 0.0.0.0 --port 80 "
-    "--state /var/lib/alignvec/serve.sqlite"
+    "--state /var/lib/alignvec/serve.sqlite\n\n"
+    "Example: alignvec serve base --engine vllm --vector medical=medical-av "
+    "-- --tensor-parallel-size 2"
 )
 def serve(
+    context: typer.Context,
     base: BaseArgument,
+    flags: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[-- FLAG...]", help="Of vLLM's own, for it alone."),
+    ] = None,
+    engine: Annotated[
+        Literal["transformers", "vllm"],
+        typer.Option(help="vllm: in an environment that has it."),
+    ] = "transformers",
     vector: Vectors = [],  # noqa: B006
     setting: Annotated[
         str,
@@ -88,16 +100,27 @@ def serve(
     Clients turn the knobs by the request: a field `knobs`, a field `profile`, or the name of the
     model (`embedded:medical=0.7`). The page at / has a slider for each.
     """
+    served = name or _name(base)
+    if engine == "vllm":
+        check_options(context)
+        become_vllm(
+            base, served, vector, setting, router, state, host, port, insecure, any_base, dtype,
+            flags or [],
+        )  # fmt: skip
+        return
+    if flags:
+        raise AlignvecError(f"'{flags[0]}' is one too many: flags go with --engine vllm")
     _bound_kernels()
     try:
+        from alignvec.serve.address import address_of, bound, is_local, url_of
         from alignvec.serve.app import Door, application
         from alignvec.serve.dial import Dial
         from alignvec.serve.endpoints import Limits
         from alignvec.serve.engine import Engine
         from alignvec.serve.keys import Keys
-        from alignvec.serve.process import address_of, bound, run, url_of
+        from alignvec.serve.process import run
         from alignvec.serve.profiles import Profiles
-        from alignvec.serve.security import Access, check_bind, is_local
+        from alignvec.serve.security import Access, check_bind
     except ImportError as error:
         raise AlignvecError(
             f"the server needs {error.name}: pip install 'alignvec[serve]'"
@@ -115,7 +138,6 @@ def serve(
         url = url_of(found)
         here = url.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")
         page = None if no_page else _playground(here)
-        served = name or _name(base)
 
         def prepared() -> tuple[Engine, FastAPI]:
             model, _ = knob_model(
@@ -124,16 +146,16 @@ def serve(
             profiles = Profiles(state)
             reads = Router.load(router) if router else None
             dial = Dial(served, model.vectors, profiles, default, reads)
-            engine = Engine(model, max_rows, max_waiting)
+            rows = Engine(model, max_rows, max_waiting)
             door = Door(access, is_local(address), host, cors)
             limits = Limits(max_body, timeout, max_tokens)
-            return engine, application(engine, dial, profiles, door, limits, log_prompts, page)
+            return rows, application(rows, dial, profiles, door, limits, log_prompts, page)
 
         # In a thread that ends: OpenMP keeps helpers for every thread that has computed, and where
         # there are more of them than cores it puts them to sleep between any two products.
         with ThreadPoolExecutor(1) as thread:
-            engine, made = thread.submit(prepared).result()
-        knobs = ", ".join(engine.model.vectors) or "none"
+            rows, made = thread.submit(prepared).result()
+        knobs = ", ".join(rows.model.vectors) or "none"
 
         def ready() -> None:
             typer.echo(f"{served} at {url}/v1, knobs: {knobs} (Ctrl+C stops)")
@@ -142,7 +164,7 @@ def serve(
             elif not no_page:
                 typer.echo("no page: it needs Gradio, pip install 'alignvec[ui]'")
 
-        run(made, engine, found, drain, ready)
+        run(made, rows, found, drain, ready)
 
 
 def _bound_kernels() -> None:

@@ -80,13 +80,20 @@ class Dial:
 
         Raises:
             AlignvecError: the default is no setting of these knobs, a calibration is damaged, or
-                the router needs more than the text.
+                the router needs more than the text, or what is not installed.
         """
         if router is not None and router.reads != "text":
             raise AlignvecError(
                 "a server routes before its engine, by the text alone, and this router reads "
                 "hidden states; make one with alignvec route --reads text"
             )
+        if router is not None:
+            try:
+                router.domain(None, None, [""])  # now, not with the first request
+            except ImportError as error:
+                raise AlignvecError(
+                    f"the router needs {error.name}: pip install 'alignvec[search]'"
+                ) from error
         self.model = model
         self.default = check_setting(default or {}, vectors)
         self._vectors = dict(vectors)
@@ -137,6 +144,23 @@ class Dial:
             domain,
             tuple(knob for knob, strength in setting.items() if self._is_beyond(knob, strength)),
         )
+
+    def read_all(
+        self, model: str | None, knobs: object, profile: object, texts: Sequence[str]
+    ) -> Turned:
+        """The same of a request that asks several things, which one setting answers.
+
+        Raises:
+            Refused: see `read`; or the router reads texts of several domains.
+        """
+        first, *others = (self.read(model, knobs, profile, text) for text in texts)
+        if any(one.domain != first.domain for one in others):
+            raise Refused(
+                "the prompts are of several domains; send them in requests of their own",
+                code="invalid_value",
+                param="prompt",
+            )
+        return first
 
     def check(self, knobs: object) -> dict[str, float | str]:
         """The field `knobs` of a body, in the words it was asked in, known to be right.

@@ -189,17 +189,8 @@ class Endpoints:
                 )
             texts.append(self._tokenizer.decode(prompt))
             prompts.append(prompt)
-        first, *others = (
-            self._dial.read(asked.model, asked.knobs, asked.profile, text) for text in texts
-        )
-        # A response says one setting for all that is in it.
-        if any(one.domain != first.domain for one in others):
-            raise Refused(
-                "the prompts are of several domains; send them in requests of their own",
-                code="invalid_value",
-                param="prompt",
-            )
-        return _Read(prompts, first, texts[0])
+        turned = self._dial.read_all(asked.model, asked.knobs, asked.profile, texts)
+        return _Read(prompts, turned, texts[0])
 
     async def _answer(
         self, asked: Asked, read: _Read, form: type[Reply], http: HttpRequest

@@ -126,6 +126,29 @@ class Profiles:
             session.delete(row)
 
 
+class NoProfiles(Profiles):
+    """Of a server that was given no file to keep them in."""
+
+    def __init__(self) -> None:
+        """Nothing is opened."""
+
+    def get(self, name: str) -> None:
+        """There is none."""
+
+    def all(self) -> list[Profile]:
+        """There are none."""
+        return []
+
+    def put(self, name: str, *_: object, **__: object) -> Profile:
+        """Raises: Refused: always."""
+        raise Refused("this server keeps no profiles: it was started without a file for them",
+                      code="no_profiles", param="name")  # fmt: skip
+
+    def delete(self, name: str, if_match: str | None = None) -> None:
+        """Raises: Refused: there is none of that name."""
+        raise no_profile(name)
+
+
 def no_profile(name: str) -> Refused:
     """There is none of that name."""
     return Refused(f"there is no profile '{name}'", 404, "profile_not_found", "name")

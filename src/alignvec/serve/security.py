@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
-
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from alignvec.errors import AlignvecError
 from alignvec.serve.access import visit_of
+from alignvec.serve.address import is_local
 from alignvec.serve.errors import error_body
 from alignvec.serve.keys import ENVIRONMENT, Keys
 
@@ -59,11 +58,6 @@ def check_bind(host: str, address: str, access: Access, insecure: bool) -> None:
             f"--host {host} lets others in and there is no key: make one with alignvec keys add "
             f"NAME, or set {ENVIRONMENT}; --insecure serves everybody"
         )
-
-
-def is_local(address: str) -> bool:
-    """Whether an address can be reached from this machine alone."""
-    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
 class Guard:

@@ -16,12 +16,12 @@ from fastapi import FastAPI
 from starlette.routing import Match, Mount
 from starlette.types import Receive, Scope, Send
 
+from alignvec.serve.address import address_of, bound, is_local, url_of
 from alignvec.serve.body import BodyLimit
 from alignvec.serve.errors import install
 from alignvec.serve.playground.client import Client
 from alignvec.serve.playground.page import build
-from alignvec.serve.process import address_of, bound, url_of
-from alignvec.serve.security import Access, Guard, is_local
+from alignvec.serve.security import Access, Guard
 
 # All of Gradio that the page uses. What is not here, above all what reads or takes files or
 # fetches addresses (/gradio_api/file=, /upload, /proxy=, ...), is not there. By app_id an open page

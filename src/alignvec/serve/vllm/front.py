@@ -49,11 +49,13 @@ def _create_engine_config(
         raise AlignvecError("knobs do not go with --enable-tower-connector-lora")
     if args.enable_dbo:
         raise AlignvecError("knobs do not go with --enable-dbo: vLLM's adapters do not")
-    bank = Bank.of(args.model, told.vectors, get_args(MaxLoRARanks), told.check_base)
+    # All of vLLM's slots are of the highest rank, and the factors as wide as a slot.
+    ranks = [rank for rank in get_args(MaxLoRARanks) if rank >= args.max_lora_rank]
+    bank = Bank.of(args.model, told.vectors, ranks, told.check_base)
     folder = str(bank.write())
     _BANKS[folder] = bank
     args.enable_lora = True
-    args.max_lora_rank = max(args.max_lora_rank, bank.rank)
+    args.max_lora_rank = bank.rank
     layers = sorted({name.removesuffix(".weight").rpartition(".")[2] for name in bank.tensors})
     alone = args.max_loras == 1
     if args.lora_target_modules is None and alone:
