@@ -43,7 +43,11 @@ class Bank:
 
     @classmethod
     def of(
-        cls, base: str, sources: Mapping[str, str], allowed: Sequence[int], check_base: bool = True
+        cls,
+        base: str,
+        sources: Mapping[str, str | AlignmentVector],
+        allowed: Sequence[int],
+        check_base: bool = True,
     ) -> Bank:
         """The vectors at `sources`, by knob, on `base`.
 
@@ -60,7 +64,7 @@ class Bank:
         vectors = {
             knob: _gated(
                 knob,
-                AlignmentVector.from_pretrained(source).fitted(weights, base, check_base),
+                _read(source).fitted(weights, base, check_base),
             )
             for knob, source in sorted(sources.items())
         }
@@ -120,6 +124,12 @@ class Bank:
     def to_json(self) -> dict[str, Any]:
         """What the workers of an engine have to know."""
         return {"knobs": list(self.vectors), "columns": self.columns, "rank": self.rank}
+
+
+def _read(source: str | AlignmentVector) -> AlignmentVector:
+    if isinstance(source, AlignmentVector):
+        return source
+    return AlignmentVector.from_pretrained(source)
 
 
 def _gated(knob: str, vector: AlignmentVector) -> AlignmentVector:

@@ -75,6 +75,7 @@ class Gated(PunicaWrapperBase):
 
     factors: Factors
     shard: int  # this worker's place among those that share a layer
+    alone: bool  # whether ours is the only adapter there can be
 
     def add_shrink(self, y: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """y = factors * (A x)."""
@@ -85,13 +86,17 @@ class Gated(PunicaWrapperBase):
             part.mul_(self.factors.of(width, self.shard, tokens))
         return found
 
+    def add_lora_logits(self, y: torch.Tensor, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """y: no knob changes the logits. vLLM's product also counts on one row a request, and those
+        of a prompt's log-probabilities are more.
+        """
+        return y if self.alone else super().add_lora_logits(y, x, *args, **kwargs)
+
 
 class GatedOnCPU(Gated, PunicaWrapperCPU):
     """On a CPU vLLM gathers an adapter's weights for each token. Where ours is the only one there
     can be, two products of the whole batch do.
     """
-
-    alone: bool
 
     def add_lora_linear(
         self,
@@ -127,6 +132,4 @@ def put(wrapper: PunicaWrapperBase, factors: Factors, shard: int, alone: bool) -
     bases = (GatedOnCPU,) if kind is PunicaWrapperCPU else (Gated, kind)
     wrapper.__class__ = type(f"Gated{kind.__name__}", bases, {})
     assert isinstance(wrapper, Gated)
-    wrapper.factors, wrapper.shard = factors, shard
-    if isinstance(wrapper, GatedOnCPU):
-        wrapper.alone = alone
+    wrapper.factors, wrapper.shard, wrapper.alone = factors, shard, alone
