@@ -49,11 +49,13 @@ def _create_engine_config(
         raise AlignvecError("knobs do not go with --enable-tower-connector-lora")
     if args.enable_dbo:
         raise AlignvecError("knobs do not go with --enable-dbo: vLLM's adapters do not")
-    bank = Bank.of(args.model, told.vectors, get_args(MaxLoRARanks), told.check_base)
+    # Not narrower than the slots will be: the factors are as wide as they are.
+    allowed = [rank for rank in get_args(MaxLoRARanks) if rank >= args.max_lora_rank]
+    bank = Bank.of(args.model, told.vectors, allowed, told.check_base)
     folder = str(bank.write())
     _BANKS[folder] = bank
     args.enable_lora = True
-    args.max_lora_rank = max(args.max_lora_rank, bank.rank)
+    args.max_lora_rank = bank.rank
     args.additional_config = {**args.additional_config, KEY: {"adapter": folder, **bank.to_json()}}
     return create(args, *rest, **named)
 
