@@ -2,12 +2,13 @@
 
 VENV := .venv
 FLOORS := .venv-floors
+VLLM := .venv-vllm
 BIN := $(VENV)/bin
 PYTHON ?= python3
 # Converted models stay inside the clone.
 export ALIGNVEC_CACHE ?= $(CURDIR)/.cache/alignvec
 
-.PHONY: demo test lint format docs numbers wheel-test test-floors floors clean
+.PHONY: demo test lint format docs numbers wheel-test test-floors floors vllm-test clean
 
 demo: $(VENV)/.installed
 	$(BIN)/alignvec demo --out alignvec-demo
@@ -42,6 +43,10 @@ wheel-test:
 test-floors: $(FLOORS)/.installed
 	HF_HUB_OFFLINE=1 $(FLOORS)/bin/pytest -m "not real" $(FLOOR_TESTS)
 
+# What needs vLLM, which pins its own torch, transformers and FastAPI: the CPU build, beside ours.
+vllm-test: $(VLLM)/.installed
+	HF_HUB_OFFLINE=1 $(VLLM)/bin/pytest tests/vllm
+
 # Anew after a change of a range. torch stays where it is: its floor is gigabytes of CUDA packages.
 floors: $(VENV)/.installed
 	grep '^torch==' constraints.txt > .cache/torch.txt
@@ -69,5 +74,12 @@ $(FLOORS)/.installed: pyproject.toml constraints-floors.txt
 	$(FLOORS)/bin/pip install -q --no-compile -c constraints-floors.txt -e '.[test]'
 	touch $@
 
+# Not resolved: vLLM asks for packages of sound and pictures, which no test needs.
+$(VLLM)/.installed: pyproject.toml constraints-vllm.txt
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install -q --no-compile --no-deps -r constraints-vllm.txt
+	$(VLLM)/bin/pip install -q --no-compile --no-deps -e .
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(FLOORS) .cache site alignvec-demo
+	rm -rf $(VENV) $(FLOORS) $(VLLM) .cache site alignvec-demo

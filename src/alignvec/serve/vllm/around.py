@@ -12,10 +12,11 @@ def around(owner: type, name: str, function: Callable[..., Any]) -> None:
     method = getattr(owner, name)
     if getattr(method, "alignvec", False):
         return
+    bound = isinstance(owner.__dict__.get(name), classmethod)  # it brings its class itself
 
     @wraps(method)
     def called(*args: Any, **kwargs: Any) -> Any:
         return function(method, *args, **kwargs)
 
     called.alignvec = True  # type: ignore[attr-defined]
-    setattr(owner, name, called)
+    setattr(owner, name, staticmethod(called) if bound else called)

@@ -86,6 +86,11 @@ class Bank:
         numbers = [number for number, rank in enumerate(self.ranks.values()) for _ in range(rank)]
         return numbers + [0] * (self.rank - len(numbers))
 
+    @property
+    def tensors(self) -> set[str]:
+        """All that a knob changes, by the names of the base."""
+        return {name for vector in self.vectors.values() for name in vector.deltas}
+
     def write(self) -> Path:
         """The adapter as a folder that vLLM loads, in the cache; once for the same vectors."""
         prints = {knob: vector.fingerprint() for knob, vector in self.vectors.items()}
@@ -123,7 +128,10 @@ class Bank:
 
     def to_json(self) -> dict[str, Any]:
         """What the workers of an engine have to know."""
-        return {"knobs": list(self.vectors), "columns": self.columns, "rank": self.rank}
+        used = sum(self.ranks.values())
+        return {
+            "knobs": list(self.vectors), "columns": self.columns, "used": used, "rank": self.rank,
+        }  # fmt: skip
 
 
 def _read(source: str | AlignmentVector) -> AlignmentVector:

@@ -56,7 +56,16 @@ def _create_engine_config(
     _BANKS[folder] = bank
     args.enable_lora = True
     args.max_lora_rank = bank.rank
-    args.additional_config = {**args.additional_config, KEY: {"adapter": folder, **bank.to_json()}}
+    layers = sorted({name.removesuffix(".weight").rpartition(".")[2] for name in bank.tensors})
+    alone = args.max_loras == 1
+    if args.lora_target_modules is None and alone:
+        args.lora_target_modules = layers  # vLLM would work on the others, too
+    elif missing := set(layers) - set(args.lora_target_modules or layers):
+        raise AlignvecError(
+            f"the knobs change {', '.join(sorted(missing))}, which --lora-target-modules leaves out"
+        )
+    told_on = {"adapter": folder, "alone": alone, **bank.to_json()}
+    args.additional_config = {**args.additional_config, KEY: told_on}
     return create(args, *rest, **named)
 
 

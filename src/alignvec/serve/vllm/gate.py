@@ -8,14 +8,13 @@ where it is, and are written before every step that has an adapter in it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from vllm.lora.punica_wrapper.punica_base import PunicaWrapperBase
-from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.lora.request import LoRARequest
 
 from alignvec.serve.vllm.request import is_ours, setting_of
@@ -27,31 +26,39 @@ class Factors:
     """What each column of the adapter is multiplied by, token for token.
 
     Attributes:
-        values: [tokens, rank] float32, on the worker's device. Of a token whose request turns
-            knobs their strengths, of one with another adapter 1, of one without any 0.
+        values: [tokens, columns]. Of a token whose request turns knobs their strengths, of one
+            with another adapter 1, of one without any 0.
+        used: [1] int64, on the CPU: whether any request of the step has an adapter.
     """
 
-    def __init__(self, told: Mapping[str, Any], tokens: int, device: torch.device) -> None:
+    def __init__(
+        self, knobs: Sequence[str], columns: Sequence[int], tokens: int, like: torch.Tensor
+    ) -> None:
         """Args:
-        told: see `Bank.to_json`.
+        columns: of each column the number of its knob.
         tokens: of a step, at most.
+        like: of what dtype and on what device they are.
         """
-        self._knobs: list[str] = told["knobs"]
-        self._columns = torch.tensor(told["columns"], device=device)
-        self.values = torch.zeros(tokens, told["rank"], device=device)
+        self._knobs = list(knobs)
+        self._columns = torch.tensor(columns, device=like.device)
+        self.values = like.new_zeros(tokens, len(columns))
+        self.used = torch.zeros(1, dtype=torch.int64)
         self._row = lru_cache(_SETTINGS)(self._row_of)
-        self._others = np.ones(len(self._knobs), np.float32)
-        self._none = np.zeros(len(self._knobs), np.float32)
+        self._others = np.ones(len(knobs), np.float32)
+        self._none = np.zeros(len(knobs), np.float32)
 
-    def write(self, requests: Iterable[LoRARequest | None], counts: np.ndarray) -> None:
+    def write(self, requests: Sequence[LoRARequest | None], counts: np.ndarray) -> None:
         """For the step to come.
 
         Args:
             requests: the adapter of each request in the batch, in the order of its tokens.
             counts: [requests] tokens of each.
         """
+        self.used[0] = any(requests)
+        if not self.used:
+            return
         rows = np.stack([self._strengths(request) for request in requests])
-        strengths = torch.from_numpy(rows.repeat(counts, axis=0)).to(self.values.device)
+        strengths = torch.from_numpy(rows.repeat(counts, axis=0)).to(self.values)
         # Into the buffer itself: a graph that was captured reads there.
         torch.index_select(strengths, 1, self._columns, out=self.values[: len(strengths)])
 
@@ -93,43 +100,18 @@ class Gated(PunicaWrapperBase):
         return y if self.alone else super().add_lora_logits(y, x, *args, **kwargs)
 
 
-class GatedOnCPU(Gated, PunicaWrapperCPU):
-    """On a CPU vLLM gathers an adapter's weights for each token. Where ours is the only one there
-    can be, two products of the whole batch do.
+def put(manager: Any, told: Mapping[str, Any], like: torch.Tensor, shard: int) -> Factors:
+    """Make the products of an engine gated ones.
+
+    Args:
+        like: a tensor in float32, as vLLM's kernels have what is between the products.
+        shard: the worker's place among those that share a layer.
     """
-
-    def add_lora_linear(
-        self,
-        y: torch.Tensor,
-        x: torch.Tensor,
-        lora_a_stacked: tuple[torch.Tensor, ...],
-        lora_b_stacked: tuple[torch.Tensor, ...],
-        scale: float,
-        output_slices: tuple[int, ...],
-        **kwargs: Any,
-    ) -> None:
-        """y += B (factors * (A x)), of each slice."""
-        if not self.alone:
-            super().add_lora_linear(
-                y, x, lora_a_stacked, lora_b_stacked, scale, output_slices, **kwargs
-            )
-            return
-        if self.no_lora:
-            return
-        x = x.view(-1, x.shape[-1])
-        rows = y.view(-1, y.shape[-1])
-        factors = self.factors.values[: len(x)].to(x.dtype)
-        start = 0
-        for a, b, width in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
-            part = rows[:, start : start + width]
-            torch.addmm(part, (x @ a[0, 0].T).mul_(factors), b[0, 0].T, out=part)
-            start += width
-
-
-def put(wrapper: PunicaWrapperBase, factors: Factors, shard: int, alone: bool) -> None:
-    """Make the products of an engine gated ones."""
-    kind = type(wrapper)
-    bases = (GatedOnCPU,) if kind is PunicaWrapperCPU else (Gated, kind)
-    wrapper.__class__ = type(f"Gated{kind.__name__}", bases, {})
-    assert isinstance(wrapper, Gated)
-    wrapper.factors, wrapper.shard, wrapper.alone = factors, shard, alone
+    wrappers = set(manager.punica_wrapper_mapping.values())
+    tokens = max(len(wrapper._token_lora_indices) for wrapper in wrappers)
+    factors = Factors(told["knobs"], told["columns"], tokens, like)
+    for wrapper in wrappers:
+        kind = type(wrapper)
+        wrapper.__class__ = type(f"Gated{kind.__name__}", (Gated, kind), {})
+        wrapper.factors, wrapper.shard, wrapper.alone = factors, shard, told["alone"]
+    return factors

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from vllm import __version__ as vllm_version
-
 from alignvec.errors import AlignvecError
-from alignvec.serve.vllm import front, worker
+from alignvec.serve.vllm import front, gate_cpu, worker
 from alignvec.serve.vllm.told import Told
+from vllm import __version__ as vllm_version
 
 KNOWN = ("0.32", "0.33")  # what the places that it follows were read in; tested: docs/howto-vllm.md
 
@@ -26,3 +25,4 @@ def register() -> None:
         )
     front.follow()
     worker.follow()
+    gate_cpu.follow()

@@ -16,11 +16,13 @@ from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.lora.layers import LoRAMappingType
 from vllm.lora.request import LoRARequest
 from vllm.lora.worker_manager import WorkerLoRAManager
+from vllm.platforms import current_platform
 from vllm.v1.worker.gpu.lora_utils import LoraState
 from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin
 
+from alignvec.serve.vllm import gate, gate_cpu
 from alignvec.serve.vllm.around import around
-from alignvec.serve.vllm.gate import Factors, put
+from alignvec.serve.vllm.gate import Factors
 from alignvec.serve.vllm.request import NAME, NUMBER, is_ours
 from alignvec.serve.vllm.told import KEY
 
@@ -44,11 +46,12 @@ def _load_lora_model(
     told = vllm_config.additional_config.get(KEY)
     if told:
         manager = runner.lora_manager._adapter_manager
-        wrappers = set(manager.punica_wrapper_mapping.values())
-        tokens = max(len(wrapper._token_lora_indices) for wrapper in wrappers)
-        factors = Factors(told, tokens, device)
-        for wrapper in wrappers:
-            put(wrapper, factors, get_tensor_model_parallel_rank(), manager.lora_slots == 1)
+        if current_platform.is_cpu() and gate_cpu.is_alone(vllm_config):
+            like = torch.empty(0, dtype=vllm_config.lora_config.lora_dtype)
+            factors = gate_cpu.put(manager, told, like)
+        else:
+            like = torch.empty(0, device=device)
+            factors = gate.put(manager, told, like, get_tensor_model_parallel_rank())
         runner.lora_manager.alignvec = told
         runner.alignvec = factors
         if isinstance(state := getattr(runner, "lora_state", None), LoraState):
@@ -58,8 +61,14 @@ def _load_lora_model(
 
 def _load_adapter(load: Callable[..., Any], manager: Any, request: LoRARequest) -> Any:
     """The path of our adapter is a setting; what is loaded, the engine was told."""
+    told: dict[str, Any] = getattr(manager, "alignvec", {})
     if is_ours(request):
-        request = LoRARequest(NAME, NUMBER, manager.alignvec["adapter"])
+        gate_cpu.forget()
+        request = LoRARequest(NAME, NUMBER, told["adapter"])
+    elif told and told["alone"]:
+        raise ValueError(
+            f"the knobs have the one slot there is; --max-loras 2 makes room for {request.name}"
+        )
     return load(manager, request)
 
 
@@ -73,7 +82,7 @@ def _set_active_loras(
 ) -> None:
     """The first model runner, before a step."""
     factors: Factors | None = getattr(runner, "alignvec", None)
-    if factors is not None and input_batch.lora_id_to_lora_request:
+    if factors is not None:
         requests = [runner.requests[one].lora_request for one in input_batch.req_ids]
         factors.write(requests, num_scheduled_tokens)
     activate(runner, input_batch, num_scheduled_tokens, num_sampled_tokens, mapping_type)
@@ -88,6 +97,6 @@ def _make_lora_inputs(
 ) -> Any:
     """The second model runner, before a step."""
     factors: Factors | None = getattr(state, "alignvec", None)
-    if factors is not None and state.lora_requests:
+    if factors is not None:
         factors.write([state.lora_requests.get(one) for one in req_ids], num_scheduled_tokens)
     return make(state, req_ids, idx_mapping, num_scheduled_tokens)
