@@ -12,8 +12,8 @@ import torch
 
 from alignvec import AlignmentVector, KnobModel
 from alignvec.base.checkpoint import CheckpointWeights
+from alignvec.base.likelihood import response_scores
 from alignvec.data import read_records
-from alignvec.evaluate.likelihood import response_scores
 from alignvec.evaluate.rates import response_rows
 from alignvec.vector.fold import fold
 

@@ -7,8 +7,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from alignvec.base.branching import can_branch
+from alignvec.base.likelihood import response_scores
 from alignvec.base.logprobs import Row
-from alignvec.evaluate.likelihood import response_scores
 from conftest import TINY
 
 HALVES = [torch.float32, torch.bfloat16, torch.float16]

@@ -4,9 +4,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from alignvec.base.branching import can_branch
+from alignvec.base.likelihood import response_scores
 from alignvec.base.load import load_checkpoint
 from alignvec.base.logprobs import Row, logprobs
-from alignvec.evaluate.likelihood import response_scores
 from conftest import ARCHITECTURES
 
 TOKENS = st.lists(st.integers(3, 90), min_size=1, max_size=12)

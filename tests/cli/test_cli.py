@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -264,3 +265,9 @@ def test_an_input_is_not_written_over(tiny, nudged, vector, tmp_path):
 def test_what_a_first_record_lacks_is_told_as_what_it_is(tiny, tmp_path, row, said):
     (tmp_path / "d.jsonl").write_text(json.dumps(row) + "\n")
     assert said in refused("align", tiny(), "--data", tmp_path / "d.jsonl", "-o", tmp_path / "o")
+
+
+@pytest.mark.skipif(bool((found := find_spec("vllm")) and found.origin), reason="it is installed")
+def test_an_engine_that_is_not_installed_says_how(tiny, records, tmp_path):
+    given = ["eval", tiny(), "--data", records, "-o", tmp_path / "out", "--engine", "vllm"]
+    assert "pip install 'alignvec[vllm,search]'" in refused(*given)

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from alignvec.base.likelihood import response_scores
 from alignvec.base.load import load_base
 from alignvec.base.logprobs import logprobs
 from alignvec.data import read_records
 from alignvec.errors import AlignvecError
 from alignvec.evaluate.intervals import wilson_interval
-from alignvec.evaluate.likelihood import response_scores
 from alignvec.evaluate.rates import preference_rates, rates_of, response_rows
 from conftest import write_records
 

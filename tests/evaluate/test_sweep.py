@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 
 from alignvec.data import read_records
 from alignvec.errors import AlignvecError
-from alignvec.evaluate.rates import Rates
+from alignvec.evaluate.rates import Rates, preference_rates
 from alignvec.evaluate.sweep import Sweep, sweep
 from alignvec.knobs.model import KnobModel
 from alignvec.vector.alignment_vector import AlignmentVector
@@ -82,8 +82,8 @@ def counted(monkeypatch):
         measured.append(args)
         return rates(*args)
 
-    rates = module.preference_rates
-    monkeypatch.setattr(module, "preference_rates", counting)
+    rates = module.rates_at
+    monkeypatch.setattr(module, "rates_at", counting)
     return measured
 
 
@@ -99,7 +99,7 @@ def test_strengths_are_measured_once_in_order_and_the_knobs_turned_back(model, r
     assert model.setting == {"a": 0.0, "b": 0.25}
     for strength, rates in zip(found.strengths, found.rates, strict=True):
         with model.at({"a": strength, "b": 0.25}):  # the other knob stayed where it was
-            alone = module.preference_rates(
+            alone = preference_rates(
                 model.model, module.response_rows(model.tokenizer, some, ORDER), ORDER
             )
         assert rates.rate == alone.rate
@@ -179,7 +179,7 @@ def test_two_sweeps_into_one_file_do_not_meet(model, records, tmp_path, monkeypa
             sweep(model, "b", [0.0], some, ORDER, file)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "preference_rates", second)
+    monkeypatch.setattr(module, "rates_at", second)
     with pytest.raises(KeyboardInterrupt):
         sweep(model, "a", [0.0], some, ORDER, file)
     sweep(model, "a", [0.0], some, ORDER, file)

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from alignvec.base.likelihood import response_scores
 from alignvec.base.load import load_checkpoint, load_tokenizer
 from alignvec.base.prompts import Prompt
 from alignvec.data import read_records
 from alignvec.errors import AlignvecError
-from alignvec.evaluate.likelihood import response_scores
 from alignvec.evaluate.rates import response_rows
 from alignvec.knobs.model import KnobModel
 from alignvec.reproduce.dera import DeRa

@@ -7,12 +7,12 @@ import torch
 import transformers as hf
 from torch import nn
 
+from alignvec.base.likelihood import response_scores
 from alignvec.base.load import load_checkpoint, load_tokenizer
 from alignvec.base.logprobs import Row
 from alignvec.base.prompts import Prompt
 from alignvec.data import read_records
 from alignvec.errors import AlignvecError
-from alignvec.evaluate.likelihood import response_scores
 from alignvec.evaluate.rates import response_rows
 from alignvec.reproduce.steering import Steered, decoder_layer, steered, steered_rows
 from conftest import VOCABULARY

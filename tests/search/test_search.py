@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -14,7 +15,8 @@ from alignvec.errors import AlignvecError
 from alignvec.evaluate import preference_rates, response_rows
 from alignvec.evaluate.retention import RetentionProbe
 from alignvec.knobs.calibration import Calibration
-from alignvec.knobs.model import KnobModel, domain_of
+from alignvec.knobs.domains import domain_of
+from alignvec.knobs.model import KnobModel
 from alignvec.knobs.setting import _warn_beyond
 from alignvec.report.search import draw_front
 from alignvec.route import Router
@@ -165,7 +167,8 @@ def test_what_is_retained_is_measured_against_the_base(model):
     probe = RetentionProbe(model)
     found = probe({"tea": 1.5, "ale": 0.0})
     base, turned = [], []
-    for ids in probe._ids:
+    pieces = [torch.tensor([one]) for one in probe._ids]
+    for ids in pieces:
         for logs, setting in ((base, {}), (turned, {"tea": 1.5})):
             with model.at(setting):
                 logs.append(model.model(ids).logits[0, :-1].log_softmax(-1).detach())
@@ -173,7 +176,7 @@ def test_what_is_retained_is_measured_against_the_base(model):
     assert found.kl == pytest.approx(kl.mean(), rel=1e-3)
     ratio = [
         float((b - t).gather(1, ids[0, 1:, None]).mean())
-        for b, t, ids in zip(base, turned, probe._ids, strict=True)
+        for b, t, ids in zip(base, turned, pieces, strict=True)
     ]
     assert found.perplexity == pytest.approx(np.exp(np.mean(ratio)), rel=1e-3)
 

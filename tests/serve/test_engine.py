@@ -8,9 +8,9 @@ import threading
 import pytest
 import torch
 
+from alignvec.base.likelihood import response_scores
 from alignvec.base.prompts import Prompt
 from alignvec.errors import AlignvecError
-from alignvec.evaluate.likelihood import response_scores
 from alignvec.knobs.model import KnobModel
 from alignvec.serve import scoring, writing
 from alignvec.serve.engine import Engine

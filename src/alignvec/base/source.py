@@ -38,6 +38,15 @@ def find_base(base: str) -> Path:
         AlignvecError: it is no model but a vector or an adapter, or is quantised in a way that
             cannot be undone; see also `load_base`.
     """
+    return _plain(find_model(base))
+
+
+def find_model(base: str) -> Path:
+    """The folder with the base as it is, perhaps quantised.
+
+    Raises:
+        AlignvecError: it is no model but a vector or an adapter.
+    """
     folder = find_folder(base)
     if (folder / VECTOR_FILE).exists():
         raise AlignvecError(
@@ -51,7 +60,7 @@ def find_base(base: str) -> Path:
             f"{folder} is a LoRA adapter, not a model; give the base that it was trained on"
             f"{trained_on}"
         )
-    return _plain(folder)
+    return folder
 
 
 def is_adapter(folder: Path) -> bool:

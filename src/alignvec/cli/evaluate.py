@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from alignvec.cli.inputs import knob_model, records_of, source_name
+from alignvec.cli.inputs import (
+    knob_model,
+    measured_model,
+    records_of,
+    source_name,
+    vectors_and_settings,
+)
 from alignvec.cli.options import (
     Answers,
     AnyBase,
@@ -19,6 +25,8 @@ from alignvec.cli.options import (
     Device,
     Domain,
     Dtype,
+    Engine,
+    EngineArgs,
     Out,
     Split,
     Vectors,
@@ -71,6 +79,8 @@ def evaluate(
     any_base: AnyBase = False,
     dtype: Dtype = None,
     device: Device = None,
+    engine: Engine = "transformers",
+    engine_args: EngineArgs = None,
     as_json: AsJson = False,
 ) -> None:
     """Preference rates: which level the model finds most likely, and what it writes beside.
@@ -81,12 +91,12 @@ def evaluate(
     from alignvec.base.load import load_base
     from alignvec.base.seen import count_seen, queries_told
     from alignvec.data.pairs import parse_order
-    from alignvec.evaluate.rates import preference_rates, response_rows
+    from alignvec.evaluate.rates import rates_at, response_rows
     from alignvec.evaluate.sweep import sweep as measure
     from alignvec.evaluate.text import AnswerProbe, qualities_json, sound
     from alignvec.files import write_json
     from alignvec.knobs.calibration import named_levels
-    from alignvec.knobs.setting import parse_sweep
+    from alignvec.knobs.setting import parse_setting, parse_sweep
     from alignvec.report.evaluate import (
         draw_sweep,
         rates_table,
@@ -102,8 +112,10 @@ def evaluate(
     records = records_of(data, order, domain, split, "test")[:limit]
     names = ("sweep.json", "sweep.png", "sweep.svg") if turn else ("rates.json", "answers.json")
     check_folder(out, *names)
-    model, settings = knob_model(base, vector, setting, any_base, dtype, device)
-    model.set(settings[0])
+    loaded, _ = vectors_and_settings(vector, setting)
+    model = measured_model(base, loaded, any_base, dtype, device, engine, engine_args)
+    model.set(parse_setting(setting[0]) if setting else {})
+    turned = model.setting
     for knob, stored in model.vectors.items():
         own = named_levels(stored.calibration)
         if own and own != order:
@@ -118,18 +130,18 @@ def evaluate(
         probe = AnswerProbe(model, asked, read_by)
     if turn is None:
         rows = response_rows(model.tokenizer, records, order)
-        rates = preference_rates(model.model, rows, order)
+        rates = rates_at(model, turned, rows, order)
         seen = count_seen(
             [vector.training for vector in model.vectors.values()], [r.prompt for r in records]
         )
         result: dict[str, Any] = {
-            "setting": settings[0], "levels": order, **asdict(rates), "seen_in_training": seen,
+            "setting": turned, "levels": order, **asdict(rates), "seen_in_training": seen,
         }  # fmt: skip
         files = [out / "rates.json"]
         told = queries_told(rates.queries, seen) if model.vectors else None
-        tables = [rates_table(order, [(written(settings[0]), rates)], told)]
+        tables = [rates_table(order, [(written(turned), rates)], told)]
         if probe:
-            text, base_text = probe(settings[0]), probe(dict.fromkeys(settings[0], 0.0))
+            text, base_text = probe(turned), probe(dict.fromkeys(turned, 0.0))
             top = rates.top[0]
             references = probe.quality([record.levels[top] for record in records[:answers]])
             is_sound = sound(text["greedy"], base_text["greedy"], references)
@@ -139,9 +151,9 @@ def evaluate(
                 "sound": is_sound,
             }
             files.append(out / "answers.json")
-            said = {"queries": probe.queries, **probe.answers(settings[0])}
+            said = {"queries": probe.queries, **probe.answers(turned)}
             write_json(files[-1], said, overwrite=True)
-            lines = [("base", base_text), (written(settings[0]), text)]
+            lines = [("base", base_text), (written(turned), text)]
             tables.append(text_table(lines, () if is_sound else (1,)))
         write_json(files[0], result, overwrite=True)
     else:

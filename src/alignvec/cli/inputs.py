@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +12,7 @@ from alignvec.errors import AlignvecError
 
 if TYPE_CHECKING:
     from alignvec.data.records import Record
+    from alignvec.evaluate.measurable import Measurable
     from alignvec.knobs.model import KnobModel
     from alignvec.vector.alignment_vector import AlignmentVector
 
@@ -79,6 +83,50 @@ def knob_model(
     # Again: on a base that is not a vector's own, its units mean nothing.
     parsed = [check_setting(parse_setting(text), model.vectors) for text in settings]
     return model, parsed or [dict.fromkeys(loaded, 0.0)]
+
+
+def measured_model(
+    base: str,
+    vectors: dict[str, AlignmentVector],
+    any_base: bool,
+    dtype: str | None,
+    device: str | None,
+    engine: str,
+    engine_args: str | None,
+) -> Measurable:
+    """The model with its knobs, on the engine that is asked for.
+
+    Raises:
+        AlignvecError: vLLM is not installed, or an option is another engine's.
+    """
+    if engine == "transformers":
+        if engine_args is not None:
+            raise AlignvecError("--engine-args are vLLM's; they go with --engine vllm")
+        from alignvec.knobs.model import KnobModel
+
+        return KnobModel.from_pretrained(base, vectors, dtype, device, not any_base)
+    if device is not None:
+        raise AlignvecError("vLLM finds its devices by itself; leave --device out")
+    try:
+        arguments = json.loads(engine_args or "{}")
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise AlignvecError(
+            "--engine-args is no JSON object; write it as '{\"tensor_parallel_size\": 8}'"
+        )
+    found = find_spec("vllm")
+    if found is None or found.origin is None:  # a folder of that name is no package
+        raise AlignvecError(
+            "vLLM is not installed here; in an environment of its own: "
+            "pip install 'alignvec[vllm,search]'"
+        )
+    # Before vLLM is imported: stdout is for results.
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    from alignvec.serve.vllm.offline import VllmModel
+
+    return VllmModel(base, vectors, dtype, not any_base, arguments)
 
 
 def levels_of(levels: str | None, spectrum: str | None) -> tuple[list[str] | None, dict[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -44,6 +44,19 @@ Dtype = Annotated[
     typer.Option(help="float32, bfloat16 or float16. Default: the fastest on this machine."),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ... Default: CUDA if there is one.")]
+Engine = Annotated[
+    Literal["transformers", "vllm"],
+    typer.Option(
+        help="What runs the model. vllm: in an environment that has it, vectors of low rank alone."
+    ),
+]
+EngineArgs = Annotated[
+    str | None,
+    typer.Option(
+        metavar="JSON",
+        help="Arguments of vLLM's LLM, as in '{\"tensor_parallel_size\": 8}'.",
+    ),
+]
 AnyBase = Annotated[
     bool, typer.Option("--any-base", help="Put a vector on a base that is not its own.")
 ]

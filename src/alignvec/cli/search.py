@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from alignvec.cli.inputs import knob_model, records_of, vectors_and_settings
+from alignvec.cli.inputs import measured_model, records_of, vectors_and_settings
 from alignvec.cli.options import (
     Answers,
     AnyBase,
@@ -17,6 +17,8 @@ from alignvec.cli.options import (
     Device,
     Domain,
     Dtype,
+    Engine,
+    EngineArgs,
     Out,
     Overwrite,
     Split,
@@ -85,6 +87,8 @@ def search(
     any_base: AnyBase = False,
     dtype: Dtype = None,
     device: Device = None,
+    engine: Engine = "transformers",
+    engine_args: EngineArgs = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -95,7 +99,7 @@ def search(
     """
     from alignvec.data.pairs import parse_order
     from alignvec.files import check_free, write_json
-    from alignvec.knobs.model import KnobModel, domain_of
+    from alignvec.knobs.domains import domain_of
     from alignvec.knobs.setting import parse_limits
     from alignvec.report.figure import figure_files
     from alignvec.report.search import behaviours_table, draw_behaviours, draw_front
@@ -126,7 +130,7 @@ def search(
     for file in (out, *(figure_files(figure) if drawn else ())):
         check_free(file, overwrite)
     searched, held_out = split_for_search(records, data, wanted, queries)
-    model = KnobModel.from_pretrained(base, loaded, dtype, device, not any_base)
+    model = measured_model(base, loaded, any_base, dtype, device, engine, engine_args)
     result = find(
         model, targets, searched, held_out, order, method, passes, bounds,
         Router.load(router) if router else None, seed, front,
@@ -172,6 +176,8 @@ def calibrate(
     answers: Answers = 8,
     dtype: Dtype = None,
     device: Device = None,
+    engine: Engine = "transformers",
+    engine_args: EngineArgs = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a knob once, so that a level, 80% or 7/10 can stand for its strength anywhere.
@@ -188,7 +194,8 @@ def calibrate(
     knob, _, folder = vector.partition("=")
     _, (low, high) = parse_limits(f"{knob}={limits}")
     records = records_of(data, order, domain, split, "validation")
-    model, _ = knob_model(base, [vector], [], False, dtype, device)
+    loaded, _ = vectors_and_settings([vector], [])
+    model = measured_model(base, loaded, False, dtype, device, engine, engine_args)
     found = measure(
         model, knob, records, order, (low, high), steps, most_kl, most_perplexity, answers
     )
@@ -196,9 +203,10 @@ def calibrate(
     if as_json:
         print_json(found.model_dump())
         return
+    without = f", {' and '.join(found.safe_without)} not measured" if found.safe_without else ""
     at = ", ".join(f"{level} at {strength:g}" for level, strength in found.levels.items())
     typer.echo(
         f"{knob}: {at}; {order[-1]} from {found.top[0]:.0%} to {found.top[-1]:.0%}; safe from "
-        f"{found.safe[0]:g} to {found.safe[1]:g} ({queries_told(found.queries, found.seen)}); "
-        f"written: {folder}"
+        f"{found.safe[0]:g} to {found.safe[1]:g}{without} "
+        f"({queries_told(found.queries, found.seen)}); written: {folder}"
     )

@@ -18,7 +18,8 @@ from alignvec.data.line import Places
 from alignvec.errors import AlignvecError
 from alignvec.evaluate.rates import preference_rates, response_rows
 from alignvec.evaluate.retention import RetentionProbe
-from alignvec.knobs.model import KnobModel, domain_of
+from alignvec.knobs.domains import domain_of
+from alignvec.knobs.model import KnobModel
 from alignvec.progress import progress
 
 
@@ -98,6 +99,6 @@ def measure_leak(
             for level, strength in at.items():
                 turned = rates({knob: strength})
                 effect[level] = {d: turned[d][level] - base[d][level] for d in domains}
-                neutral[level] = probe({knob: strength}).kl
+                neutral[level] = probe.kl({knob: strength})
             found.append(Leak(knob, home, effect, neutral))
     return found

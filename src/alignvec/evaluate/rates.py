@@ -13,11 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from alignvec.base.likelihood import response_scores
 from alignvec.base.logprobs import Row
 from alignvec.base.prompts import Prompt
 from alignvec.data import Record
 from alignvec.evaluate.intervals import wilson_interval
-from alignvec.evaluate.likelihood import response_scores
+from alignvec.evaluate.measurable import Measurable
+from alignvec.knobs.setting import SettingLike
 
 _EQUAL = 1e-6  # nats a token
 
@@ -62,6 +64,13 @@ def preference_rates(model: PreTrainedModel, rows: Sequence[Row], levels: Sequen
         rows: as `response_rows` makes them, one response for each of `levels`.
     """
     return rates_of(np.array(response_scores(model, rows)), levels)
+
+
+def rates_at(
+    model: Measurable, setting: SettingLike, rows: Sequence[Row], levels: Sequence[str]
+) -> Rates:
+    """The same of a model with its knobs at a setting."""
+    return rates_of(np.array(model.scores(rows, [setting] * len(rows))), levels)
 
 
 def wins(scores: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -9,10 +10,16 @@ from importlib import resources
 import numpy as np
 import torch
 
+from alignvec.base.logprobs import Row
+from alignvec.errors import AlignvecError
+from alignvec.evaluate.measurable import Measurable
 from alignvec.knobs.model import KnobModel
 from alignvec.knobs.setting import Setting
 
+logger = logging.getLogger(__name__)
+
 _LENGTH = 96  # tokens of a piece of neutral text
+NO_KL = "KL from the base takes the probabilities of all tokens, which only transformers gives here"
 
 
 @dataclass(frozen=True)
@@ -20,26 +27,32 @@ class Retention:
     """How far a turned model is from its base on neutral prose.
 
     Attributes:
-        kl: KL(base || turned), nats a token.
+        kl: KL(base || turned), nats a token; None where it was not measured.
         perplexity: as a multiple of the base's.
     """
 
-    kl: float
+    kl: float | None
     perplexity: float
 
 
 class RetentionProbe:
-    """Measures a live model on the neutral prose that ships with the package."""
+    """Measures a model on the neutral prose that ships with the package: of one that only says how
+    likely texts are, the perplexity alone.
+    """
 
-    def __init__(self, model: KnobModel) -> None:
+    def __init__(self, model: Measurable) -> None:
         self.model = model
         text = (resources.files("alignvec.data") / "builtin" / "neutral.txt").read_text("utf-8")
         ids = [model.tokenizer(line)["input_ids"][:_LENGTH] for line in text.splitlines()]
-        self._ids = [torch.tensor([one], device=model.model.device) for one in ids if len(one) > 1]
-        with model.at({}):
-            self._base = [self._logprobs(one) for one in self._ids]
-        self._base_loss = self._loss(self._base)
+        self._ids = [one for one in ids if len(one) > 1]
         self._cache: dict[tuple[tuple[str, float], ...], Retention] = {}
+        self._base: list[torch.Tensor] = []
+        if isinstance(model, KnobModel):
+            self._base = self._logprobs(model, {})
+            self._base_loss = self._loss(self._base)
+        else:
+            logger.warning("not measured: %s", NO_KL)
+            self._base_loss = self._loss_of_scores({})
 
     def __call__(self, setting: Setting) -> Retention:
         """What the model is like under a setting. Nothing is measured twice."""
@@ -48,21 +61,43 @@ class RetentionProbe:
             self._cache[key] = self._measure(setting)
         return self._cache[key]
 
+    def kl(self, setting: Setting) -> float:
+        """The divergence alone.
+
+        Raises:
+            AlignvecError: this model does not give it.
+        """
+        found = self(setting).kl
+        if found is None:
+            raise AlignvecError(NO_KL)
+        return found
+
     def _measure(self, setting: Setting) -> Retention:
-        with self.model.at(setting):
-            turned = [self._logprobs(one) for one in self._ids]
+        if not isinstance(self.model, KnobModel):
+            return Retention(None, float(np.exp(self._loss_of_scores(setting) - self._base_loss)))
+        turned = self._logprobs(self.model, setting)
         pairs = zip(self._base, turned, strict=True)
         kl = np.concatenate([(b.exp() * (b - t)).sum(-1).cpu().numpy() for b, t in pairs])
         return Retention(float(kl.mean()), float(np.exp(self._loss(turned) - self._base_loss)))
 
-    def _logprobs(self, ids: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode():
-            logits: torch.Tensor = self.model.model(ids).logits[0, :-1]
-        return logits.float().log_softmax(-1)
+    def _logprobs(self, model: KnobModel, setting: Setting) -> list[torch.Tensor]:
+        """Of each piece, [T - 1, V]."""
+        with model.at(setting), torch.inference_mode():
+            return [
+                model.model(torch.tensor([one], device=model.model.device))
+                .logits[0, :-1].float().log_softmax(-1)
+                for one in self._ids
+            ]  # fmt: skip
 
     def _loss(self, logprobs: Sequence[torch.Tensor]) -> float:
         losses = [
-            -logs.gather(1, ids[0, 1:, None]).mean()
+            -logs.gather(1, torch.tensor(ids[1:], device=logs.device)[:, None]).mean()
             for logs, ids in zip(logprobs, self._ids, strict=True)
         ]
         return float(sum(losses) / len(losses))
+
+    def _loss_of_scores(self, setting: Setting) -> float:
+        """The same of a model that says how likely each piece is, behind its first token."""
+        rows = [Row(ids[:1], [ids[1:]]) for ids in self._ids]
+        scores = self.model.scores(rows, [setting] * len(rows))
+        return -sum(score for (score,) in scores) / len(scores)

@@ -13,10 +13,10 @@ import numpy as np
 from alignvec.base.seen import count_seen
 from alignvec.data import Record
 from alignvec.errors import AlignvecError, check_known
-from alignvec.evaluate.rates import Rates, preference_rates, response_rows
+from alignvec.evaluate.measurable import Measurable
+from alignvec.evaluate.rates import Rates, rates_at, response_rows
 from alignvec.evaluate.text import AnswerProbe, TextQuality, qualities_json, sound
 from alignvec.files import check_free, hash_of, read_json, work_folder, write_json
-from alignvec.knobs.model import KnobModel
 from alignvec.progress import progress
 
 
@@ -120,7 +120,7 @@ class Sweep:
 
 
 def sweep(
-    model: KnobModel,
+    model: Measurable,
     knob: str,
     strengths: Sequence[float],
     records: Sequence[Record],
@@ -147,7 +147,7 @@ def sweep(
 
 
 def _sweep(
-    model: KnobModel,
+    model: Measurable,
     knob: str,
     strengths: Sequence[float],
     records: Sequence[Record],
@@ -175,8 +175,7 @@ def _sweep(
                 rates, text = known[strength]
                 bar.update(len(rows))
             else:
-                with model.at(turned):
-                    rates = preference_rates(model.model, rows, levels)
+                rates = rates_at(model, turned, rows, levels)
                 text = probe(turned) if probe else None
             done.strengths.append(strength)
             done.rates.append(rates)
@@ -192,7 +191,7 @@ def _from_json(value: Mapping[str, Any] | None) -> dict[str, TextQuality] | None
 
 
 def _identity(
-    model: KnobModel,
+    model: Measurable,
     knob: str,
     records: Sequence[Record],
     levels: Sequence[str],

@@ -9,7 +9,7 @@ knob turns.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from alignvec.base.likelihood import response_scores
 from alignvec.base.load import Base
+from alignvec.base.logprobs import Row
 from alignvec.base.messages import Messages
 from alignvec.base.prompts import Prompt
 from alignvec.base.state import model_state
 from alignvec.data.words import words
-from alignvec.evaluate.likelihood import response_scores
-from alignvec.knobs.model import KnobModel
+from alignvec.evaluate.measurable import Measurable
 from alignvec.knobs.setting import SettingLike
 from alignvec.progress import progress
 
@@ -117,13 +118,22 @@ def reading(
     texts: Sequence[str],
 ) -> list[float]:
     """How likely a model finds each text as an answer: natural log a token; NaN of an empty one."""
+    return _reading(lambda rows: response_scores(model, rows), tokenizer, queries, texts)
+
+
+def _reading(
+    scores: Callable[[list[Row]], list[list[float]]],
+    tokenizer: PreTrainedTokenizerBase,
+    queries: Sequence[Messages],
+    texts: Sequence[str],
+) -> list[float]:
     found = np.full(len(texts), np.nan)
     told = {
         index: row
         for index, (query, text) in enumerate(zip(queries, texts, strict=True))
         if text and (row := Prompt(tokenizer, query).row([text])).responses[0]
     }
-    for index, (score,) in zip(told, response_scores(model, list(told.values())), strict=True):
+    for index, (score,) in zip(told, scores(list(told.values())), strict=True):
         found[index] = score
     return found.tolist()
 
@@ -136,7 +146,7 @@ class AnswerProbe:
 
     def __init__(
         self,
-        model: KnobModel,
+        model: Measurable,
         queries: Sequence[Messages],
         reader: Base | None = None,
         max_new_tokens: int = LENGTH,
@@ -181,8 +191,11 @@ class AnswerProbe:
     def quality(self, texts: Sequence[str]) -> TextQuality:
         """What texts are like that answer the queries one by one, such as reference responses."""
         if self._reader is None:
-            with self.model.at({}):
-                read = reading(self.model.model, self.model.tokenizer, self.queries, texts)
+            model = self.model
+            read = _reading(
+                lambda rows: model.scores(rows, [{}] * len(rows)),
+                model.tokenizer, self.queries, texts,
+            )  # fmt: skip
         else:
             read = reading(self._reader.model, self._reader.tokenizer, self.queries, texts)
         return text_quality(texts, read)

@@ -34,6 +34,7 @@ class Calibration(BaseModel):
         levels: from low to high, each with its strength.
         safe: the range of strengths in which the model keeps its abilities and its answers stay
             texts.
+        safe_without: what `safe` would have looked at and could not measure: `kl`.
         strengths: [N], ascending, where the following were read off; none if not measured.
         top: [N], the rate of the highest level, in [0, 1], never falling.
         position: [N], the mean level, from 0 (lowest level) to 1, never falling.
@@ -47,6 +48,7 @@ class Calibration(BaseModel):
     seen: int | None = None
     levels: dict[str, float]
     safe: tuple[float, float]
+    safe_without: list[str] = []
     strengths: list[float] = []
     top: list[float] = []
     position: list[float] = []

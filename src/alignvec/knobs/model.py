@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,39 +16,26 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignvec.base.identity import BaseId, base_id
+from alignvec.base.likelihood import response_scores
 from alignvec.base.live import LiveWeights, open_weights
 from alignvec.base.load import load_base
-from alignvec.base.logprobs import NO_NUMBERS, no_numbers, out_of_place
+from alignvec.base.logprobs import NO_NUMBERS, Row, no_numbers, out_of_place
 from alignvec.base.messages import Conversation, Messages, conversations, last_question
 from alignvec.base.prompts import Prompt
 from alignvec.base.state import model_state
 from alignvec.base.wrappers import plain_model
 from alignvec.errors import AlignvecError, NoNumbersError, check_known
 from alignvec.files import hash_of
+from alignvec.knobs.domains import Router, acting_on
 from alignvec.knobs.fold import Fold
 from alignvec.knobs.gate import Gate
 from alignvec.knobs.schedule import Schedule, ScheduledStrengths, check_schedule
-from alignvec.knobs.setting import Setting, SettingLike, check_setting
+from alignvec.knobs.setting import Setting, SettingLike, check_setting, check_settings
 from alignvec.vector.alignment_vector import AlignmentVector
 
 logger = logging.getLogger(__name__)
 
 MODES = ("auto", "fold", "gate")
-
-
-class Router(Protocol):
-    """What tells the domain of a query; `alignvec.route` has one."""
-
-    def check_base(self, base: BaseId) -> None:
-        """Refuse a base other than its own."""
-
-    def domain(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        queries: Sequence[str],
-    ) -> list[str | None]:
-        """The domain of each query, read by the base; None where it has none."""
 
 
 class KnobModel:
@@ -196,8 +183,7 @@ class KnobModel:
         router.check_base(self.base)
         with self.at({}):  # it reads hidden states of the base
             found = router.domain(self.model, self.tokenizer, queries)
-        of_knob = [domain_of(knob, vector) for knob, vector in self.vectors.items()]
-        return np.array([[domain == own for own in of_knob] for domain in found])
+        return acting_on(found, self.vectors)
 
     def detach(self) -> PreTrainedModel:
         """Take the knobs off; returns the base as it was."""
@@ -241,11 +227,7 @@ class KnobModel:
         if options.pop("return_dict_in_generate", False):
             raise AlignvecError("answers are text; for return_dict_in_generate call model.model")
         wanted = [self.setting] * len(chats) if knobs is None else knobs
-        if isinstance(wanted, Mapping) or not all(isinstance(one, Mapping) for one in wanted):
-            raise AlignvecError("knobs is a list with a setting for each conversation")
-        if len(wanted) != len(chats):
-            raise AlignvecError(f"{len(wanted)} settings for {len(chats)} conversations")
-        settings = [check_setting(setting, self.vectors) for setting in wanted]
+        settings = check_settings(wanted, len(chats), self.vectors)
         if router is not None:
             acting = self.acting(router, [last_question(chat) for chat in chats])
             settings = [
@@ -265,6 +247,25 @@ class KnobModel:
             strengths = self.gate.tensor(settings[:1] if shared else settings)
             with self.at({}), self.gate.rows(strengths):
                 return self._answer(chats, max_new_tokens, options, schedule)
+
+    def scores(self, rows: Sequence[Row], knobs: Sequence[SettingLike]) -> list[list[float]]:
+        """s(l) of every response of every row, in nats a token; see `response_scores`.
+
+        Args:
+            knobs: a setting for each row; of strengths beyond a safe range nobody is warned.
+        """
+        if not rows:
+            return []
+        settings = check_settings(knobs, len(rows), self.vectors, warn=False)
+        with self._lock:
+            if all(setting == settings[0] for setting in settings):  # less in the weights
+                with self.at(settings[0]):
+                    return response_scores(self.model, rows)
+            strengths = torch.tensor([list(setting.values()) for setting in settings])
+            with self.at({}):
+                return response_scores(
+                    self.model, rows, within=lambda batch: self.gate.rows(strengths[batch])
+                )
 
     def _generate_folded(
         self,
@@ -340,9 +341,3 @@ def _load(vector: AlignmentVector | str | Path) -> AlignmentVector:
     if isinstance(vector, AlignmentVector):
         return vector
     return AlignmentVector.from_pretrained(vector)
-
-
-def domain_of(knob: str, vector: AlignmentVector) -> str:
-    """The domain that a vector was trained on; the knob's name if it does not say."""
-    domain = vector.training.get("domain")
-    return domain if isinstance(domain, str) and domain else knob

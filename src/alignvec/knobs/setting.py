@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import SupportsFloat
@@ -91,10 +91,13 @@ def _is_strength(value: object) -> bool:
     return isinstance(value, str | int | float) and not isinstance(value, bool)
 
 
-def check_setting(setting: SettingLike, vectors: Mapping[str, AlignmentVector]) -> Setting:
+def check_setting(
+    setting: SettingLike, vectors: Mapping[str, AlignmentVector], warn: bool = True
+) -> Setting:
     """The same setting in numbers, with a strength for every knob, 0 where none is given.
 
-    Warns of a strength beyond the safe range of a calibrated knob.
+    Args:
+        warn: of a strength beyond the safe range of a calibrated knob.
 
     Raises:
         AlignvecError: an unknown knob, or a strength that is no finite number and, by the
@@ -105,18 +108,32 @@ def check_setting(setting: SettingLike, vectors: Mapping[str, AlignmentVector]) 
         check_known("knob", knob, sorted(vectors))
         stored = vectors[knob].calibration
         measured = None
-        if stored is not None or isinstance(strength, str):
+        if isinstance(strength, str) or (warn and stored is not None):
             measured = Calibration.read(knob, stored)
             if isinstance(strength, str):
                 strength = measured.strength(knob, strength)
         if isinstance(strength, bool) or not hasattr(strength, "__float__"):
             raise AlignvecError(f"knob '{knob}': {strength!r} is not a number")
         checked[knob] = strength = _finite(knob, strength)
-        if measured and strength:
+        if warn and measured and strength:
             low, high = measured.safe
             if not low <= strength <= high:
                 _warn_beyond(knob, strength, low, high)
     return checked
+
+
+def check_settings(
+    knobs: Sequence[SettingLike],
+    count: int,
+    vectors: Mapping[str, AlignmentVector],
+    warn: bool = True,
+) -> list[Setting]:
+    """The settings of a batch of `count`, each as `check_setting` gives it."""
+    if isinstance(knobs, Mapping) or not all(isinstance(one, Mapping) for one in knobs):
+        raise AlignvecError("knobs is a list with a setting for each conversation")
+    if len(knobs) != count:
+        raise AlignvecError(f"{len(knobs)} settings for {count} conversations")
+    return [check_setting(setting, vectors, warn) for setting in knobs]
 
 
 @lru_cache(maxsize=1024)  # once: a sweep or a server comes by the same strength many times

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from alignvec.base.seen import queries_told
 from alignvec.report.figure import COLOURS, colour_of, figure
-from alignvec.search.solution import SearchResult
+from alignvec.search.solution import SearchResult, Solution
 
 
 def behaviours_table(search: SearchResult) -> Table:
@@ -31,7 +31,10 @@ def behaviours_table(search: SearchResult) -> Table:
             cells.append(f"{level} {solution.rates[domain].rate[level]:.2f} ({low:.2f}-{high:.2f})")
         reached = "firmly" if solution.reached_clearly else "yes" if solution.reached else "no"
         kept = solution.retention
-        cost = [f"{kept.kl:.3f}", f"x {kept.perplexity:.2f}"] if kept else []
+        cost = []
+        if kept:
+            kl = "not measured" if kept.kl is None else f"{kept.kl:.3f}"
+            cost = [kl, f"x {kept.perplexity:.2f}"]
         table.add_row(
             ",".join(f"{knob}={strength:g}" for knob, strength in solution.setting.items()),
             *cells,
@@ -79,8 +82,12 @@ def draw_behaviours(search: SearchResult, path: Path) -> None:
 
 def draw_front(search: SearchResult, path: Path) -> None:
     """Of one target: the rate of the wanted level in each domain against what the model loses."""
-    front = sorted(search.front, key=lambda one: one.retention.kl if one.retention else 0.0)
-    lost = [one.retention.kl for one in front if one.retention]
+
+    def kl(one: Solution) -> float:
+        return (one.retention and one.retention.kl) or 0.0
+
+    front = sorted(search.front, key=kl)
+    lost = [*map(kl, front)]
     target = front[0].target
     with figure(path, 7.0, 4.2) as axes:
         for index, (domain, level) in enumerate(sorted(target.items())):

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from alignvec.base.likelihood import response_scores
 from alignvec.base.messages import Messages
 from alignvec.data import Record
 from alignvec.errors import AlignvecError
-from alignvec.evaluate.likelihood import response_scores
 from alignvec.evaluate.rates import response_rows
 from alignvec.knobs.model import KnobModel
 from alignvec.knobs.setting import SettingLike

@@ -62,6 +62,6 @@ def _matrix(study: Study, way: str) -> list[dict[str, Any]]:
     for knob in study.domains:
         probe = RetentionProbe(knobs_of(study, way, [knob]))
         effect = {level: rises(knob, level) for level in study.levels}
-        neutral = {level: probe({knob: at}).kl for level, at in study.places.items()}
+        neutral = {level: probe.kl({knob: at}) for level, at in study.places.items()}
         found.append(Leak(knob, knob, effect, neutral).to_json())
     return found

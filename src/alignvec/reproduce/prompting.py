@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from alignvec.base.likelihood import response_scores
 from alignvec.base.messages import Conversation, Messages, conversations
 from alignvec.base.prompts import render_chat
 from alignvec.data.records import Record
 from alignvec.data.spectrum import SHIPPED, Spectrum, read_spectrum
 from alignvec.errors import AlignvecError
-from alignvec.evaluate.likelihood import response_scores
 from alignvec.evaluate.rates import response_rows
 from alignvec.knobs.model import KnobModel
 

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from alignvec.base.likelihood import response_scores
 from alignvec.base.logprobs import Row
 from alignvec.base.messages import Messages
 from alignvec.base.prompts import Prompt
 from alignvec.data import Record
 from alignvec.errors import AlignvecError, NoNumbersError
-from alignvec.evaluate.likelihood import response_scores
 from alignvec.evaluate.rates import response_rows
 from alignvec.knobs.model import KnobModel
 

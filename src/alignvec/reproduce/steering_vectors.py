@@ -17,11 +17,11 @@ from transformers import (
 )
 
 from alignvec.base.branching import read_rows
+from alignvec.base.likelihood import response_scores
 from alignvec.base.logprobs import Row, separate_rows
 from alignvec.base.prompts import Prompt
 from alignvec.data import Record
 from alignvec.errors import AlignvecError
-from alignvec.evaluate.likelihood import response_scores
 from alignvec.evaluate.rates import response_rows
 from alignvec.progress import progress
 from alignvec.reproduce.steering import hidden_states, steered_rows

@@ -18,7 +18,8 @@ from alignvec.evaluate.judged import judged
 from alignvec.evaluate.rates import rates_of
 from alignvec.evaluate.text import reading, text_quality
 from alignvec.files import hash_of
-from alignvec.knobs.model import KnobModel, Router
+from alignvec.knobs.domains import Router
+from alignvec.knobs.model import KnobModel
 from alignvec.knobs.setting import Setting
 from alignvec.search.scorer import Scorer
 

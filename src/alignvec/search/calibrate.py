@@ -12,11 +12,11 @@ from sklearn.isotonic import IsotonicRegression
 from alignvec.base.seen import count_seen
 from alignvec.data.records import Record
 from alignvec.errors import AlignvecError, check_known
+from alignvec.evaluate.measurable import Measurable
 from alignvec.evaluate.rates import wins
 from alignvec.evaluate.retention import RetentionProbe
 from alignvec.evaluate.text import AnswerProbe, sound
 from alignvec.knobs.calibration import Calibration
-from alignvec.knobs.model import KnobModel
 from alignvec.progress import progress
 from alignvec.search.scorer import Array, Scorer
 from alignvec.vector.alignment_vector import AlignmentVector
@@ -26,7 +26,7 @@ _STEP = 0.05  # between two strengths of the curves
 
 
 def calibrate(
-    model: KnobModel,
+    model: Measurable,
     knob: str,
     records: Sequence[Record],
     levels: Sequence[str],
@@ -50,7 +50,8 @@ def calibrate(
             many of them it was goes into the result.
         levels: from low to high.
         steps: strengths to measure, evenly spaced; 0 is added.
-        most_kl: nats a token on neutral text that the turned model may be from the base.
+        most_kl: nats a token on neutral text that the turned model may be from the base, where
+            that can be measured; the calibration says where it was not.
         most_perplexity: times the base's, likewise.
         answers: queries that are answered at each strength: it is safe only where the answers are
             as sound as the base's.
@@ -81,7 +82,7 @@ def calibrate(
             scores.append(scorer(setting))
             turned = {knob: float(strength)}
             retention = probe(turned)
-            safe = retention.kl <= most_kl and retention.perplexity <= most_perplexity
+            safe = (retention.kl or 0.0) <= most_kl and retention.perplexity <= most_perplexity
             if safe and strength and write and base:
                 level = levels[int(wins(scores[-1]).mean(0).argmax())]
                 said = write.quality([record.levels[level] for record in asked])
@@ -92,7 +93,13 @@ def calibrate(
         strengths, np.array(scores), _safe_range(strengths, np.array(kept)), levels
     )
     seen = count_seen([model.vectors[knob].training], [record.prompt for record in records])
-    return calibration.model_copy(update={"seen": seen, "levels": places or calibration.levels})
+    return calibration.model_copy(
+        update={
+            "seen": seen,
+            "levels": places or calibration.levels,
+            "safe_without": ["kl"] if retention.kl is None else [],
+        }
+    )
 
 
 def trained_places(vector: AlignmentVector, levels: Sequence[str]) -> dict[str, float]:

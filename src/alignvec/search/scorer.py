@@ -9,17 +9,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from alignvec.data.records import Record
-from alignvec.evaluate.likelihood import response_scores
+from alignvec.evaluate.measurable import Measurable
 from alignvec.evaluate.rates import response_rows
-from alignvec.knobs.model import KnobModel
-from alignvec.knobs.setting import Setting
 
 Array = NDArray[np.float64]
 
@@ -37,7 +33,7 @@ class Scorer:
 
     def __init__(
         self,
-        model: KnobModel,
+        model: Measurable,
         records: Sequence[Record],
         levels: Sequence[str],
         acting: NDArray[np.bool_] | None = None,
@@ -66,19 +62,8 @@ class Scorer:
         each = np.broadcast_to(strengths, self.acting.shape) * self.acting + 0.0
         keys = [(query, *setting) for query, setting in enumerate(each.tolist())]
         new = [query for query, key in enumerate(keys) if key not in self._cache]
-        shared: Setting = {}
-        rows = torch.tensor(each[new], dtype=torch.float32)
-        alike = bool((each == each[0]).all())
-        if alike:  # costs less in the weights than beside them
-            shared = dict(zip(self.knobs, map(float, each[0]), strict=True))
-
-        def within(batch: list[int]) -> AbstractContextManager[None]:
-            return nullcontext() if alike else self.model.gate.rows(rows[batch])
-
-        with self.model.at(shared):
-            scores = response_scores(
-                self.model.model, [self._rows[query] for query in new], within=within
-            )
+        settings = [dict(zip(self.knobs, row, strict=True)) for row in each[new].tolist()]
+        scores = self.model.scores([self._rows[query] for query in new], settings)
         self._cache.update(zip((keys[query] for query in new), scores, strict=True))
         self._scored += len(new)
         self.seconds += time.perf_counter() - start

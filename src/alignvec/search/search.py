@@ -13,9 +13,10 @@ from alignvec.base.seen import count_seen, prompt_hash
 from alignvec.data.records import Record
 from alignvec.data.sources import BUILTIN
 from alignvec.errors import AlignvecError, check_known
+from alignvec.evaluate.measurable import Measurable
 from alignvec.evaluate.rates import rates_of
-from alignvec.evaluate.retention import RetentionProbe
-from alignvec.knobs.model import KnobModel, Router, domain_of
+from alignvec.evaluate.retention import NO_KL, RetentionProbe
+from alignvec.knobs.domains import Router, domain_of
 from alignvec.knobs.setting import Setting
 from alignvec.progress import progress
 from alignvec.search.calibrate import trained_places
@@ -30,7 +31,7 @@ _PENALTIES = [PENALTY * 2**step for step in range(1, 8)]  # of turning the knobs
 
 
 def search(
-    model: KnobModel,
+    model: Measurable,
     targets: Sequence[Target],
     records: Sequence[Record],
     held_out: Sequence[Record],
@@ -59,7 +60,8 @@ def search(
 
     Raises:
         AlignvecError: an unknown method or knob, empty limits, a domain without queries, or a
-            front of several targets.
+            front of several targets, or of a model that does not give the KL that it is drawn
+            against.
     """
     check_known("method", method, METHODS)
     if front and len(targets) != 1:
@@ -89,6 +91,9 @@ def search(
         found = finder.solve(parts, penalty)
         return np.array([_combined(target, parts, found, of_knob) for target in targets])
 
+    retention = RetentionProbe(model)
+    if front and retention({}).kl is None:
+        raise AlignvecError(f"no front: {NO_KL}")
     start = time.perf_counter()
     places = [list(trained_places(vector, levels).values()) for vector in model.vectors.values()]
     finder = make_method(method, Objective(searched, bounds, places), passes, seed, strengths)
@@ -97,7 +102,7 @@ def search(
         wanted += [(targets[0], settings(penalty)[0]) for penalty in _PENALTIES]
         wanted.append((targets[0], np.zeros(len(bounds))))
     took = time.perf_counter() - start
-    start, retention, solutions = time.perf_counter(), RetentionProbe(model), []
+    start, solutions = time.perf_counter(), []
     with progress("verifying", "target", len(wanted)) as bar:
         for target, found in wanted:
             solutions.append(_verified(target, found, verified, retention))
@@ -125,7 +130,7 @@ def _verified(
         return dict(zip(scorer.knobs, rounded, strict=True))
 
     acting = [named(strengths * acts) for acts in np.unique(scorer.acting, axis=0)]
-    worst = max(map(retention, acting), key=lambda one: one.kl)
+    worst = max(map(retention, acting), key=lambda one: (one.kl or 0.0, one.perplexity))
     return Solution(dict(target), named(strengths), rates, worst)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignvec.errors import AlignvecError, check_known
 from alignvec.knobs.calibration import Calibration
-from alignvec.knobs.model import domain_of
+from alignvec.knobs.domains import domain_of
 from alignvec.knobs.setting import (
     Setting,
     SettingLike,

@@ -49,7 +49,7 @@ class Bank:
     def of(
         cls,
         base: str,
-        sources: Mapping[str, str],
+        sources: Mapping[str, str | AlignmentVector],
         allowed: Sequence[int],
         check_base: bool = True,
         gated: bool = True,
@@ -150,8 +150,10 @@ class Bank:
         }  # fmt: skip
 
 
-def _vector(knob: str, source: str, base: str) -> AlignmentVector:
+def _vector(knob: str, source: str | AlignmentVector, base: str) -> AlignmentVector:
     """The vector of a folder or a hub id, or that of a PEFT adapter which was trained on `base`."""
+    if isinstance(source, AlignmentVector):
+        return source
     folder = Path(source)
     if folder.is_dir() and is_adapter(folder):
         return AlignmentVector.extract(base, folder, knob)

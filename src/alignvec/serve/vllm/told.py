@@ -1,16 +1,20 @@
-"""What the processes of an engine are told of its knobs: by the environment, and from there by
-vLLM's own configuration, which reaches every worker and is part of the key of what it compiles.
+"""What the processes of an engine are told of its knobs: by the environment (or `telling`, within a
+process), and from there by vLLM's own configuration, which reaches every worker and is part of the
+key of what it compiles.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from alignvec.errors import AlignvecError
 from alignvec.knobs.setting import parse_pairs
+from alignvec.vector.alignment_vector import AlignmentVector
 
 KEY = "alignvec"  # in vLLM's additional_config
 VECTORS = "ALIGNVEC_VECTORS"
@@ -22,7 +26,7 @@ class Told:
     """What the environment says.
 
     Attributes:
-        vectors: `ALIGNVEC_VECTORS`, by knob the folder or hub id of its vector.
+        vectors: `ALIGNVEC_VECTORS`, by knob the folder or hub id of its vector; or the vector.
         check_base: not `ALIGNVEC_ANY_BASE=1`.
         default: `ALIGNVEC_SET`, of requests over HTTP that say nothing.
         state: `ALIGNVEC_STATE`, the file of the profiles; empty: there are none.
@@ -32,7 +36,7 @@ class Told:
         most: `ALIGNVEC_MAX_ADAPTERS`, how many such adapters are kept.
     """
 
-    vectors: Mapping[str, str]
+    vectors: Mapping[str, str | AlignmentVector]
     check_base: bool = True
     default: str = ""
     state: str = ""
@@ -49,6 +53,8 @@ class Told:
             AlignvecError: `ALIGNVEC_VECTORS` is not KNOB=PATH,..., or one of the others is not what
                 it may be.
         """
+        if (told := _TELLING.get()) is not None:
+            return told if told.vectors else None
         vectors = environment.get(VECTORS, "").strip()
         if not vectors:
             return None
@@ -86,3 +92,16 @@ def _above_zero(name: str, value: str | float, least: float = 1e-6) -> float:
     if not least <= number < math.inf:
         raise AlignvecError(f"{name} is '{value}'; it may be a number from {least:g}")
     return number
+
+
+_TELLING: ContextVar[Told | None] = ContextVar("_TELLING", default=None)
+
+
+@contextmanager
+def telling(told: Told) -> Iterator[None]:
+    """Of an engine that is made in this block, whatever the environment says."""
+    token = _TELLING.set(told)
+    try:
+        yield
+    finally:
+        _TELLING.reset(token)
