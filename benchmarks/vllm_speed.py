@@ -12,7 +12,6 @@ what they say takes as long as anything else.
     knobs       three vectors, every request with a setting of its own
     half        the same engine, every other request without knobs
     none        the same engine, no request with knobs
-    resolver    an adapter for each setting, strengths multiplied in, at most 16 settings
 """
 
 from __future__ import annotations
