@@ -80,7 +80,7 @@ def main() -> None:
         slots = ", ".join(f"{taken:.0f} on {shards} GPUs" for shards, taken in one["slot"].items())
         print(f"{name}: a knob {one['knob']:.0f}; what vLLM sets aside on each GPU: {slots}")
     if options.out:
-        result = {"made": made(), "slot_rank": rank, "models": found}
+        result = {"made": made(), "rank": options.rank, "slot_rank": rank, "models": found}
         options.out.write_text(json.dumps(result, indent=2) + "\n")
 
 

@@ -72,6 +72,7 @@ def main() -> None:
         "made": made(),
         "base": options.base,
         "dtype": options.dtype,
+        "rank": RANK,
         "prompt": options.prompt,
         "tokens": options.tokens,
         "rounds": options.rounds,

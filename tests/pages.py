@@ -50,7 +50,7 @@ NAMES = r"""
     | \b20\d\d-\d\d-\d\d\b | \b\d+\.\d+\.\d+\b  # dates, versions
     | \b\d+(?:\.\d+)?[MB]\b               # 135M, 1.1B: sizes of models
     | \b4-grams?\b
-    | \b(?:Gemma|Python|alignvec)\ \d+(?:\.\d+)*
+    | \b(?:Gemma|Python|alignvec|vLLM)\ \d+(?:\.\d+)*
     | \barXiv\s\d{4}\.\d{5}
     | \bet\ al\.\s\d{4}
     | \b27(?=\s(?:behaviours|retrainings))  # three levels in three domains

@@ -34,9 +34,15 @@ def follow() -> None:
 
 
 def bank_of(config: VllmConfig) -> Bank | None:
-    """The knobs of an engine that this process made; None if it has none."""
-    told = config.additional_config.get(KEY)
-    return _BANKS[told["adapter"]] if told else None
+    """The knobs of an engine; None if it has none."""
+    placed = config.additional_config.get(KEY)
+    if not placed:
+        return None
+    folder = placed["adapter"]
+    if folder not in _BANKS and (told := Told.read()):  # another process made the engine
+        model = config.model_config.model
+        _BANKS[folder] = Bank.of(model, told.vectors, [placed["rank"]], told.check_base)
+    return _BANKS[folder]
 
 
 def _create_engine_config(
