@@ -16,7 +16,7 @@ OTHERS = {"--lora-scaled", "--stop-timeout"}  # llama.cpp's and Docker's
 OTHERS |= {  # vLLM's
     "--enable-lora", "--max-loras", "--enable-tower-connector-lora", "--enable-dbo",
     "--tensor-parallel-size", "--pipeline-parallel-size", "--distributed-executor-backend",
-    "--enforce-eager",
+    "--enforce-eager", "--max-model-len", "--api-server-count", "--served-model-name",
 }  # fmt: skip
 
 

@@ -73,12 +73,11 @@ def engine(made: Mapping[str, Path], **options):
 
     return LLM(
         str(made["base"]),
-        dtype="float32",
         max_model_len=256,
         max_num_seqs=16,
         gpu_memory_utilization=0.1,
         disable_log_stats=False,
-        **{"enforce_eager": True, "block_size": 32, **options},
+        **{"dtype": "float32", "enforce_eager": True, "block_size": 32, **options},
     )
 
 
@@ -121,7 +120,13 @@ class Folded:
                     if name in self._deltas[knob]:
                         parameter += strength * self._deltas[knob][name].dense()
 
-    def check(self, prompt: str, setting: Mapping[str, float], tokens: Sequence[int]) -> None:
+    def check(
+        self,
+        prompt: str,
+        setting: Mapping[str, float],
+        tokens: Sequence[int],
+        close: float = CLOSE,
+    ) -> None:
         """Each of `tokens` is the likeliest after those before it, or as likely."""
         self.set(setting)
         asked = self.tokenizer(prompt)["input_ids"]
@@ -129,7 +134,7 @@ class Folded:
             logits = self._model(torch.tensor([[*asked, *tokens]])).logits[0, len(asked) - 1 : -1]
         best = logits.max(-1).values
         got = logits[torch.arange(len(tokens)), torch.tensor(tokens)]
-        assert (best - got).max() < CLOSE, (setting, (best - got).tolist())
+        assert (best - got).max() < close, (setting, (best - got).tolist())
 
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")

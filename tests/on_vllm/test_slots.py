@@ -222,6 +222,15 @@ def layer_of(weight, factors, method=None):
     )  # fmt: skip
 
 
+def test_weights_that_were_replaced_are_not_taken_back():
+    """By a reload, after which vLLM resets its adapters: what undid the fold is of the old ones."""
+    done = []
+    runner = SimpleNamespace(alignvec_undo=[lambda: done.append("back")])
+    fold._reset_lora_state(lambda one: done.append("reset"), runner)
+    fold._take_out(runner.alignvec_undo)
+    assert done == ["reset"]
+
+
 def test_plain_weights_are_changed_where_they_are_and_come_back():
     random = torch.Generator().manual_seed(0)
     weight = torch.randn(40, 24, generator=random).bfloat16()

@@ -22,6 +22,7 @@ from vllm.sampling_params import BeamSearchParams
 from vllm.v1.worker.gpu.lora_utils import LoraState
 
 from alignvec import AlignmentVector
+from alignvec.errors import AlignvecError
 from alignvec.serve.vllm import worker
 from alignvec.serve.vllm.bank import Bank
 from alignvec.serve.vllm.gate import Factors, Gated
@@ -108,11 +109,18 @@ def test_several_answers_and_beams(folded, llm):
         ("medical", "medical"),
         (0.7, "knobs"),
         ({"medical": [1]}, "medical"),
+        ({"medical": 1e20}, "spoil vLLM's cache for others"),
     ],
 )
 def test_what_is_no_setting_is_refused_before_anything_is_computed(llm, knobs, message):
     with pytest.raises(VLLMValidationError, match=message):
         engines.written(llm, ["how?"], [knobs])
+
+
+def test_a_misspelt_argument_is_not_passed_over(llm):
+    params = SamplingParams(max_tokens=2, extra_args={"knob": {"medical": 1}})
+    with pytest.raises(VLLMValidationError, match="did you mean 'knobs'"):
+        llm.generate(["how?"], params, use_tqdm=False)
 
 
 def test_knobs_and_an_adapter_are_not_both(llm, made):
@@ -125,6 +133,12 @@ def test_knobs_and_an_adapter_are_not_both(llm, made):
 def test_texts_of_settings_are_settings(folded, llm):
     (answer,) = engines.written(llm, ["how?"], ["medical=0.7,legal=-0.4"])
     folded.check("how?", {"medical": 0.7, "legal": -0.4}, answer.outputs[0].token_ids)
+
+
+def test_what_only_routes_can_do_asks_for_the_routes(made):
+    told = {"ALIGNVEC_SET": "medical=1", "VLLM_PLUGINS": "others"}
+    with engines.environment(made, **told), pytest.raises(AlignvecError, match="VLLM_PLUGINS"):
+        engines.engine(made)
 
 
 # Engines of their own, after the tests of the one above: vLLM has one at a time in a process.

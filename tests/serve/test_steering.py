@@ -190,3 +190,20 @@ def test_a_stream_says_its_setting_where_it_begins_and_ends(turned):
         sent[0], sent[1][:-3] + mark, sent[2], sent[3], f"{c}\n\n{d[:-1]}{mark}",
         sent[5][:-3] + mark, *sent[6:],
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"KNOBS": {"tea": 1}},
+        {"vllm-xargs": {"knobs": "tea=1"}},
+        {"vllm_xargs": {"knob": "tea=1"}},
+        {"vllm_xargs": {"profile": "p"}},
+        {"extra_body": {"knobs": {"tea": 1}}},
+        {"alignvec": {"knobs": {"tea": 1}}},
+    ],
+)
+def test_what_is_meant_for_knobs_is_not_passed_over(body):
+    with pytest.raises(Refused) as refused:
+        steered(body)
+    assert refused.value.code == "unknown_parameter"

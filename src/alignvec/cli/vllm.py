@@ -77,7 +77,7 @@ def become_vllm(
     from alignvec.cli.inputs import vector_sources
     from alignvec.knobs.setting import parse_setting
     from alignvec.route.router import Router
-    from alignvec.serve.address import address_of, is_local
+    from alignvec.serve.address import address_of, bound, is_local
     from alignvec.serve.dial import Dial
     from alignvec.serve.keys import ENVIRONMENT, Keys
     from alignvec.serve.profiles import Profiles
@@ -102,6 +102,10 @@ def become_vllm(
             f"--host {host} lets others in and there is no key: set {ENVIRONMENT} or VLLM_API_KEY; "
             "--insecure serves everybody"
         )
+    if port == 0:
+        raise AlignvecError("--port 0 is not of --engine vllm: give the port that it shall have")
+    with bound(host, port):  # first: a model takes its time to load
+        pass
     folder = find_folder(base)
     bank = Bank.of(str(folder), sources, (sys.maxsize,), not any_base)
     dial = Dial(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,14 @@ import torch
 
 from alignvec.base.model_weights import ModelWeights
 from alignvec.base.source import cache_folder, find_folder, is_adapter
-from alignvec.errors import AlignvecError
-from alignvec.files import atomic_folder, hash_of
+from alignvec.errors import AlignvecError, one_line
+from alignvec.files import atomic_folder, hash_of, read_object
 from alignvec.vector.adapter import write_adapter
 from alignvec.vector.alignment_vector import AlignmentVector
 from alignvec.vector.delta import LowRank
 from alignvec.vector.experts import completed, of_experts
+
+logger = logging.getLogger("vllm.alignvec")  # vLLM shows what is logged below its own name
 
 # Where vLLM has no adapter that this way could gate: its kernels for experts go past the product,
 # and tokens' embeddings and logits have slots of their own.
@@ -100,13 +103,23 @@ class Bank:
 
     def write(self) -> Path:
         """The adapter as a folder that vLLM loads, in the cache; once for the same vectors."""
-        prints = {knob: vector.fingerprint() for knob, vector in self.vectors.items()}
+        prints = {
+            knob: (vector.fingerprint(), vector.calibration)
+            for knob, vector in self.vectors.items()
+        }
         folder = cache_folder() / "vllm" / hash_of("side by side, as filed", prints, self.rank)[:16]
-        if not folder.exists():
-            dtypes = {vector.dtype for vector in self.vectors.values()}
-            dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
-            with atomic_folder(folder) as partial:
+        if (folder / "adapter_model.safetensors").exists():
+            return folder
+        dtypes = {vector.dtype for vector in self.vectors.values()}
+        dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
+        try:
+            with atomic_folder(folder, overwrite=True) as partial:
                 self.write_to(partial, self.side_by_side(), dtype)
+        except OSError as error:
+            raise AlignvecError(
+                f"the knobs' adapter cannot be written to {folder}: {one_line(error)}; "
+                "ALIGNVEC_CACHE names another place"
+            ) from error
         return folder
 
     def write_to(self, folder: Path, factored: dict[str, LowRank], dtype: torch.dtype) -> None:
@@ -156,6 +169,12 @@ def _vector(knob: str, source: str | AlignmentVector, base: str) -> AlignmentVec
         return source
     folder = Path(source)
     if folder.is_dir() and is_adapter(folder):
+        name = read_object(folder / "adapter_config.json").get("base_model_name_or_path")
+        if Path(str(name)).name != Path(base).name:
+            logger.warning(
+                "knob '%s': the adapter says that it was trained on %s, and this is %s; only its "
+                "shapes are compared", knob, name, base,
+            )  # fmt: skip
         return AlignmentVector.extract(base, folder, knob)
     return AlignmentVector.from_pretrained(source)
 

@@ -22,20 +22,25 @@ from typing import Any
 import torch
 from vllm.config import CompilationMode
 from vllm.engine.protocol import EngineClient
+from vllm.logger import init_logger
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.v1.engine.core import EngineCore
+from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin
 from vllm.v1.worker.worker_base import WorkerBase
 
 from alignvec.errors import AlignvecError, check_known, one_line
 from alignvec.knobs.setting import Setting, SettingLike, check_setting
 from alignvec.serve.vllm.around import around
 from alignvec.serve.vllm.front import bank_of
-from alignvec.serve.vllm.request import NUMBER, carrier
+from alignvec.serve.vllm.request import NUMBER, bounded, carrier
 from alignvec.serve.vllm.told import VECTORS
 
+logger = init_logger("vllm.alignvec")
+
 METHOD = "alignvec_fold"
+_UNDO = "alignvec_undo"  # of a model runner: what brings the weights back
 _ROWS = 1024  # of a weight at a time, in float32
 _NO_KNOBS = f"there are no knobs here; start vLLM with {VECTORS}=KNOB=PATH,..."
 _FOLDING = asyncio.Lock()
@@ -45,6 +50,7 @@ def follow() -> None:
     """Put it in place, in this process."""
     setattr(WorkerBase, METHOD, fold_worker)
     around(EngineCore, "collective_rpc", _collective_rpc)
+    around(LoRAModelRunnerMixin, "reset_lora_state", _reset_lora_state)
 
 
 async def fold(engine: EngineClient, setting: SettingLike) -> Setting:
@@ -65,7 +71,9 @@ async def fold(engine: EngineClient, setting: SettingLike) -> Setting:
     bank = bank_of(engine.vllm_config)
     if bank is None:
         raise AlignvecError(_NO_KNOBS)
-    checked = check_setting(setting, bank.vectors)
+    checked = bounded(check_setting(setting, bank.vectors))
+    if engine.vllm_config.parallel_config.data_parallel_size > 1:
+        raise AlignvecError("with data parallelism one engine might fold and another not; no fold")
     async with _FOLDING:
         await engine.pause_generation(mode="wait")
         try:
@@ -119,9 +127,7 @@ def fold_worker(worker: WorkerBase, setting: Mapping[str, float]) -> dict[str, A
         raise AlignvecError(_NO_KNOBS)
     for knob in setting:
         check_known("knob", knob, told["knobs"])
-    strengths = torch.tensor([float(setting.get(knob, 0.0)) for knob in told["knobs"]])
-    if not strengths.isfinite().all():
-        raise AlignvecError(f"{dict(setting)} is no setting: strengths are finite numbers")
+    strengths = torch.tensor([bounded(setting).get(knob, 0.0) for knob in told["knobs"]])
     loras.add_adapter(carrier({}))  # it may have given way to others
     manager = loras._adapter_manager
     slot = manager.lora_index_to_id.index(NUMBER)
@@ -134,7 +140,7 @@ def fold_worker(worker: WorkerBase, setting: Mapping[str, float]) -> dict[str, A
     for name, layer in layers.items():
         _check(name, layer, worker)
     worker.synchronize_device()
-    undo: list[Callable[[], object]] = worker.__dict__.setdefault("alignvec_undo", [])
+    undo: list[Callable[[], object]] = worker.model_runner.__dict__.setdefault(_UNDO, [])
     _take_out(undo)
     try:
         if strengths.any():
@@ -148,6 +154,14 @@ def fold_worker(worker: WorkerBase, setting: Mapping[str, float]) -> dict[str, A
     finally:
         worker.synchronize_device()
     return {"knobs": {knob: by for knob, by in setting.items() if by}, "layers": len(undo)}
+
+
+def _reset_lora_state(reset: Callable[..., None], runner: Any) -> None:
+    """vLLM has replaced the weights: with the old ones went what was folded."""
+    if undo := runner.__dict__.get(_UNDO):
+        undo.clear()
+        logger.warning("the weights are new ones, and the setting that was folded is gone")
+    reset(runner)
 
 
 def _take_out(undo: list[Callable[[], object]]) -> None:

@@ -7,12 +7,15 @@ Every request passes here, from HTTP and offline alike, before anything is compu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from typing import Any, get_args
 
+from vllm import envs
 from vllm.config import VllmConfig
 from vllm.config.lora import MaxLoRARanks
 from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMValidationError
+from vllm.logger import init_logger
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.input_processor import InputProcessor
@@ -21,8 +24,10 @@ from alignvec.errors import AlignvecError
 from alignvec.knobs.setting import Setting, SettingLike, check_setting, parse_written
 from alignvec.serve.vllm.around import around
 from alignvec.serve.vllm.bank import Bank
-from alignvec.serve.vllm.request import is_ours, setting_of, turned
+from alignvec.serve.vllm.request import bounded, is_ours, setting_of, turned
 from alignvec.serve.vllm.told import KEY, VECTORS, Told
+
+logger = init_logger("vllm.alignvec")
 
 _BANKS: dict[str, Bank] = {}  # by the folder of its adapter
 
@@ -51,6 +56,7 @@ def _create_engine_config(
     told = Told.read()
     if told is None:
         return create(args, *rest, **named)
+    _check_plugins(told)
     if args.enable_tower_connector_lora:
         raise AlignvecError("knobs do not go with --enable-tower-connector-lora")
     if args.enable_dbo:
@@ -75,6 +81,21 @@ def _create_engine_config(
     return create(args, *rest, **named)
 
 
+def _check_plugins(told: Told) -> None:
+    """What only the routes of a server can do, they do only if vLLM is allowed to load them."""
+    if "alignvec" in (envs.VLLM_PLUGINS or ()):
+        return
+    if told.default or told.state or told.router:
+        raise AlignvecError(
+            "ALIGNVEC_SET, ALIGNVEC_STATE and ALIGNVEC_ROUTER act in the routes of alignvec, which "
+            "vLLM loads only if VLLM_PLUGINS names alignvec"
+        )
+    logger.warning(
+        "VLLM_PLUGINS does not name alignvec: knobs come as extra_args or vllm_xargs alone, and a "
+        "server passes over the fields knobs and profile of a body"
+    )
+
+
 def _process_inputs(
     process: Callable[..., EngineCoreRequest],
     processor: InputProcessor,
@@ -86,7 +107,11 @@ def _process_inputs(
     **named: Any,
 ) -> EngineCoreRequest:
     bank = bank_of(processor.vllm_config)
-    asked = (getattr(params, "extra_args", None) or {}).get("knobs")
+    extra = getattr(params, "extra_args", None) or {}
+    for name in extra.keys() - {"knobs"}:
+        if bank and get_close_matches(name.casefold(), ("knobs",), cutoff=0.8):
+            raise VLLMValidationError(f"'{name}' is nothing here; did you mean 'knobs'?", name)
+    asked = extra.get("knobs")
     if asked is not None:
         setting = _setting(asked, bank)
         if lora_request is not None:
@@ -115,6 +140,6 @@ def _setting(asked: Any, bank: Bank | None) -> Setting:
             setting = parse_written(asked)
         elif not isinstance(asked, Mapping):
             raise AlignvecError('knobs are {"medical": 0.7}, or as a text medical=0.7')
-        return check_setting(setting, bank.vectors)
+        return bounded(check_setting(setting, bank.vectors))
     except AlignvecError as error:
         raise VLLMValidationError(str(error), parameter="knobs") from None

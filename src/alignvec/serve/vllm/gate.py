@@ -40,7 +40,7 @@ class Factors:
         like: of what dtype and on what device they are.
         """
         self._knobs = list(knobs)
-        self._columns = torch.tensor(columns, device=like.device)
+        self._columns = np.array(columns)  # here: what lies on a device, vLLM may put to sleep
         self.values = like.new_zeros(tokens, len(columns))
         self.used = torch.zeros(1, dtype=torch.int64)
         self._row = lru_cache(_SETTINGS)(self._row_of)
@@ -57,10 +57,9 @@ class Factors:
         self.used[0] = any(requests)
         if not self.used:
             return
-        rows = np.stack([self._strengths(request) for request in requests])
-        strengths = torch.from_numpy(rows.repeat(counts, axis=0)).to(self.values)
-        # Into the buffer itself: a graph that was captured reads there.
-        torch.index_select(strengths, 1, self._columns, out=self.values[: len(strengths)])
+        rows = np.stack([self._strengths(request) for request in requests])[:, self._columns]
+        factors = torch.from_numpy(rows.repeat(counts, axis=0))
+        self.values[: len(factors)].copy_(factors)  # into it: a graph that was captured reads there
 
     def of(self, width: int, rank: int, tokens: int) -> torch.Tensor:
         """[tokens, width]: all columns, or those that a worker holds of them (fully sharded)."""

@@ -45,6 +45,7 @@ from alignvec.owned import foreign
 from alignvec.serve.vllm.around import around
 from alignvec.serve.vllm.bank import Bank
 from alignvec.serve.vllm.reach import check_reach
+from alignvec.serve.vllm.request import bounded
 from alignvec.serve.vllm.told import Told
 from alignvec.system import lock
 from alignvec.vector.delta import LowRank
@@ -118,7 +119,7 @@ class Settings(LoRAResolver):
         Raises:
             AlignvecError: it is no setting of these knobs.
         """
-        setting = check_setting(asked, self._bank.vectors)
+        setting = bounded(check_setting(asked, self._bank.vectors))
         return {
             knob: round(round(strength / self._step) * self._step, 10) + 0.0
             for knob, strength in setting.items()

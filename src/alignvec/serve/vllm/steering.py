@@ -18,6 +18,7 @@ from alignvec.serve.dial import Dial, Turned
 from alignvec.serve.errors import Refused
 
 _OURS = ("knobs", "profile")
+_ELSEWHERE = ("extra_body", "extra_args", "alignvec")  # where clients put them by mistake
 
 
 class Way(Enum):
@@ -61,8 +62,8 @@ class Steering:
         Raises:
             Refused: it is none, or this route or request cannot be steered.
         """
-        _check_spelling(body)
         args = _inside(body, way.value or ())
+        _check_spelling(body, args)
         asked = _once(body.get("knobs"), args.get("knobs"))
         says = asked is not None or body.get("profile") is not None
         model = body.get("model")
@@ -107,17 +108,26 @@ class Steering:
         return turned
 
 
-def _check_spelling(body: Mapping[str, Any]) -> None:
+def _check_spelling(body: Mapping[str, Any], args: Mapping[str, Any]) -> None:
     """vLLM takes any field and passes over what it does not know; what is meant for us may not be
     passed over.
     """
-    for field in body.keys() - set(_OURS):
-        if close := get_close_matches(field, _OURS, n=1, cutoff=0.8):
-            raise Refused(
-                f"'{field}' is no parameter that is known; did you mean '{close[0]}'?",
-                code="unknown_parameter",
-                param=field,
-            )
+    known = (*_OURS, "vllm_xargs")
+    for field in body.keys() - set(known):
+        if close := get_close_matches(field.casefold(), known, n=1, cutoff=0.8):
+            raise _misspelt(field, f"did you mean '{close[0]}'?")
+        inner = body[field]
+        if field in _ELSEWHERE and isinstance(inner, Mapping) and inner.keys() & set(_OURS):
+            raise _misspelt(field, "its fields belong into the body itself")
+    for field in args.keys() - {"knobs"}:
+        if get_close_matches(field.casefold(), _OURS, cutoff=0.8):
+            raise _misspelt(field, "vLLM's arguments take 'knobs'; a profile goes into the body")
+
+
+def _misspelt(field: str, hint: str) -> Refused:
+    return Refused(
+        f"'{field}' is no parameter that is known; {hint}", code="unknown_parameter", param=field
+    )
 
 
 def _is_named(model: str, name: str) -> bool:
