@@ -2,11 +2,13 @@
 
 import copy
 import json
+import math
 import os
 import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -167,12 +169,21 @@ def test_retention_is_the_perplexity_alone(here, there, caplog):
         RetentionProbe(there).kl(setting)
 
 
-def test_what_is_no_number_is_told(there, records):
+def test_strengths_whose_numbers_overflow_are_refused(there, records):
     rows = response_rows(there.tokenizer, records[:1], LEVELS)
-    with pytest.raises(NoNumbersError):
+    with pytest.raises(AlignvecError, match="is no number from -100 to 100"):
         there.scores(rows, [{"tea": 1e30}])
-    with pytest.raises(NoNumbersError):
+    with pytest.raises(AlignvecError, match="is no number from -100 to 100"):
         there.generate(["Why?"], [{"tea": 1e30}], 4)
+
+
+@pytest.mark.parametrize("logprobs", [[math.nan] * 2, [-math.inf] * 2, [math.log(1 / 96)] * 2])
+def test_what_is_no_number_is_told(logprobs):
+    """Nor are logits that are all alike: a norm whose input overflowed."""
+    told = [{token: SimpleNamespace(logprob=one) for token, one in enumerate(logprobs)}]
+    answer = SimpleNamespace(outputs=[SimpleNamespace(logprobs=told)])
+    with pytest.raises(NoNumbersError):
+        offline._check_numbers(answer, 96)
 
 
 def test_what_it_cannot_do_is_refused_by_name(place, vectors, here, there, records):

@@ -110,7 +110,9 @@ def _process_inputs(
     extra = getattr(params, "extra_args", None) or {}
     for name in extra.keys() - {"knobs"}:
         if bank and get_close_matches(name.casefold(), ("knobs",), cutoff=0.8):
-            raise VLLMValidationError(f"'{name}' is nothing here; did you mean 'knobs'?", name)
+            raise VLLMValidationError(
+                f"'{name}' is nothing here; did you mean 'knobs'?", parameter=name
+            )
     asked = extra.get("knobs")
     if asked is not None:
         setting = _setting(asked, bank)
