@@ -46,13 +46,19 @@ class RetentionProbe:
         ids = [model.tokenizer(line)["input_ids"][:_LENGTH] for line in text.splitlines()]
         self._ids = [one for one in ids if len(one) > 1]
         self._cache: dict[tuple[tuple[str, float], ...], Retention] = {}
+        self._live = model if isinstance(model, KnobModel) else None
         self._base: list[torch.Tensor] = []
-        if isinstance(model, KnobModel):
-            self._base = self._logprobs(model, {})
+        if self._live:
+            self._base = self._logprobs(self._live, {})
             self._base_loss = self._loss(self._base)
         else:
             logger.warning("not measured: %s", NO_KL)
             self._base_loss = self._loss_of_scores({})
+
+    @property
+    def has_kl(self) -> bool:
+        """Whether the model gives the KL."""
+        return self._live is not None
 
     def __call__(self, setting: Setting) -> Retention:
         """What the model is like under a setting. Nothing is measured twice."""
@@ -73,9 +79,9 @@ class RetentionProbe:
         return found
 
     def _measure(self, setting: Setting) -> Retention:
-        if not isinstance(self.model, KnobModel):
+        if self._live is None:
             return Retention(None, float(np.exp(self._loss_of_scores(setting) - self._base_loss)))
-        turned = self._logprobs(self.model, setting)
+        turned = self._logprobs(self._live, setting)
         pairs = zip(self._base, turned, strict=True)
         kl = np.concatenate([(b.exp() * (b - t)).sum(-1).cpu().numpy() for b, t in pairs])
         return Retention(float(kl.mean()), float(np.exp(self._loss(turned) - self._base_loss)))

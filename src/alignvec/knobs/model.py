@@ -31,7 +31,7 @@ from alignvec.knobs.fold import Fold
 from alignvec.knobs.gate import Gate
 from alignvec.knobs.schedule import Schedule, ScheduledStrengths, check_schedule
 from alignvec.knobs.setting import Setting, SettingLike, check_setting, check_settings
-from alignvec.vector.alignment_vector import AlignmentVector
+from alignvec.vector.alignment_vector import AlignmentVector, as_vector
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class KnobModel:
         self.base = base or base_id(plain, live)
         # In memory: a knob turns in milliseconds, not at the speed of a disk.
         self.vectors = {
-            knob: _load(vector).on(self.base).in_memory().fitted(live, "this model", check_base)
+            knob: as_vector(vector).on(self.base).in_memory().fitted(live, "this model", check_base)
             for knob, vector in vectors.items()
         }
         self.model: PreTrainedModel = plain
@@ -112,7 +112,7 @@ class KnobModel:
         Raises:
             AlignvecError: the base or a vector cannot be loaded, or they do not fit.
         """
-        read = {knob: _load(vector) for knob, vector in vectors.items()}
+        read = {knob: as_vector(vector) for knob, vector in vectors.items()}
         loaded = load_base(str(base), dtype, device)
         # Against the weights on disk: float16 in memory would not give the fingerprint back.
         on_disk = open_weights(loaded.folder)
@@ -335,9 +335,3 @@ class _StopAtNaN:
             raise NoNumbersError(NO_NUMBERS)
         self._first = False
         return scores
-
-
-def _load(vector: AlignmentVector | str | Path) -> AlignmentVector:
-    if isinstance(vector, AlignmentVector):
-        return vector
-    return AlignmentVector.from_pretrained(vector)

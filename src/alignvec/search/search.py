@@ -92,7 +92,7 @@ def search(
         return np.array([_combined(target, parts, found, of_knob) for target in targets])
 
     retention = RetentionProbe(model)
-    if front and retention({}).kl is None:
+    if front and not retention.has_kl:
         raise AlignvecError(f"no front: {NO_KL}")
     start = time.perf_counter()
     places = [list(trained_places(vector, levels).values()) for vector in model.vectors.values()]

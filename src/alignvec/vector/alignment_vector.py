@@ -229,6 +229,13 @@ class AlignmentVector(ModelDelta):
         return dataclasses.replace(self, deltas=deltas)
 
 
+def as_vector(vector: AlignmentVector | str | Path) -> AlignmentVector:
+    """A vector, or the one that is stored there."""
+    if isinstance(vector, AlignmentVector):
+        return vector
+    return AlignmentVector.from_pretrained(vector)
+
+
 def _number(value: object) -> float | None:
     """A real number, of numpy and torch, too, as a float; None of anything else."""
     if isinstance(value, torch.Tensor | np.generic | np.ndarray) and value.ndim == 0:

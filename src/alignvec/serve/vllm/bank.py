@@ -15,7 +15,7 @@ from alignvec.base.source import cache_folder, find_folder, is_adapter
 from alignvec.errors import AlignvecError, one_line
 from alignvec.files import atomic_folder, hash_of, read_object
 from alignvec.vector.adapter import write_adapter
-from alignvec.vector.alignment_vector import AlignmentVector
+from alignvec.vector.alignment_vector import AlignmentVector, as_vector
 from alignvec.vector.delta import LowRank
 from alignvec.vector.experts import completed, of_experts
 
@@ -165,10 +165,7 @@ class Bank:
 
 def _vector(knob: str, source: str | AlignmentVector, base: str) -> AlignmentVector:
     """The vector of a folder or a hub id, or that of a PEFT adapter which was trained on `base`."""
-    if isinstance(source, AlignmentVector):
-        return source
-    folder = Path(source)
-    if folder.is_dir() and is_adapter(folder):
+    if isinstance(source, str) and (folder := Path(source)).is_dir() and is_adapter(folder):
         name = read_object(folder / "adapter_config.json").get("base_model_name_or_path")
         if Path(str(name)).name != Path(base).name:
             logger.warning(
@@ -176,7 +173,7 @@ def _vector(knob: str, source: str | AlignmentVector, base: str) -> AlignmentVec
                 "shapes are compared", knob, name, base,
             )  # fmt: skip
         return AlignmentVector.extract(base, folder, knob)
-    return AlignmentVector.from_pretrained(source)
+    return as_vector(source)
 
 
 def _held(knob: str, vector: AlignmentVector, gated: bool) -> AlignmentVector:

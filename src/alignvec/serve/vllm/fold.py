@@ -35,14 +35,13 @@ from alignvec.knobs.setting import Setting, SettingLike, check_setting
 from alignvec.serve.vllm.around import around
 from alignvec.serve.vllm.front import bank_of
 from alignvec.serve.vllm.request import NUMBER, bounded, carrier
-from alignvec.serve.vllm.told import VECTORS
+from alignvec.serve.vllm.told import NO_KNOBS
 
 logger = init_logger("vllm.alignvec")
 
 METHOD = "alignvec_fold"
 _UNDO = "alignvec_undo"  # of a model runner: what brings the weights back
 _ROWS = 1024  # of a weight at a time, in float32
-_NO_KNOBS = f"there are no knobs here; start vLLM with {VECTORS}=KNOB=PATH,..."
 _FOLDING = asyncio.Lock()
 
 
@@ -70,7 +69,7 @@ async def fold(engine: EngineClient, setting: SettingLike) -> Setting:
     """
     bank = bank_of(engine.vllm_config)
     if bank is None:
-        raise AlignvecError(_NO_KNOBS)
+        raise AlignvecError(NO_KNOBS)
     checked = bounded(check_setting(setting, bank.vectors))
     if engine.vllm_config.parallel_config.data_parallel_size > 1:
         raise AlignvecError("with data parallelism one engine might fold and another not; no fold")
@@ -124,7 +123,7 @@ def fold_worker(worker: WorkerBase, setting: Mapping[str, float]) -> dict[str, A
     loras: Any = getattr(worker.model_runner, "lora_manager", None)
     told = getattr(loras, "alignvec", None)
     if told is None:
-        raise AlignvecError(_NO_KNOBS)
+        raise AlignvecError(NO_KNOBS)
     for knob in setting:
         check_known("knob", knob, told["knobs"])
     strengths = torch.tensor([bounded(setting).get(knob, 0.0) for knob in told["knobs"]])

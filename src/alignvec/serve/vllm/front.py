@@ -21,11 +21,11 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.input_processor import InputProcessor
 
 from alignvec.errors import AlignvecError
-from alignvec.knobs.setting import Setting, SettingLike, check_setting, parse_written
+from alignvec.knobs.setting import SettingLike, check_setting, parse_written
 from alignvec.serve.vllm.around import around
 from alignvec.serve.vllm.bank import Bank
-from alignvec.serve.vllm.request import bounded, is_ours, setting_of, turned
-from alignvec.serve.vllm.told import KEY, VECTORS, Told
+from alignvec.serve.vllm.request import is_ours, setting_of, turned
+from alignvec.serve.vllm.told import KEY, NO_KNOBS, Told
 
 logger = init_logger("vllm.alignvec")
 
@@ -115,14 +115,14 @@ def _process_inputs(
             )
     asked = extra.get("knobs")
     if asked is not None:
-        setting = _setting(asked, bank)
+        ours = _adapter(asked, bank)
         if lora_request is not None:
             raise VLLMValidationError(
                 "a request names an adapter or turns knobs; not both", parameter="knobs"
             )
-        lora_request = turned(setting)
+        lora_request = ours
     elif lora_request is not None and is_ours(lora_request):
-        lora_request = turned(_setting(setting_of(lora_request.lora_path), bank))
+        lora_request = _adapter(setting_of(lora_request.lora_path), bank)
     made = process(processor, request_id, prompt, params, *rest, lora_request=lora_request, **named)
     if lora_request is not None and is_ours(lora_request):
         # Caches of KV blocks beside vLLM's own tell adapters apart by other means, or not at all.
@@ -130,18 +130,16 @@ def _process_inputs(
     return made
 
 
-def _setting(asked: Any, bank: Bank | None) -> Setting:
-    """In numbers: of a mapping, or of a text as in `vllm_xargs`, `medical=0.7,legal=expert`."""
+def _adapter(asked: Any, bank: Bank | None) -> LoRARequest | None:
+    """Of a setting as a mapping, or as a text as in `vllm_xargs`, `medical=0.7,legal=expert`."""
     if bank is None:
-        raise VLLMValidationError(
-            f"there are no knobs here; start vLLM with {VECTORS}=KNOB=PATH,...", parameter="knobs"
-        )
+        raise VLLMValidationError(NO_KNOBS, parameter="knobs")
     try:
         setting: SettingLike = asked
         if isinstance(asked, str):
             setting = parse_written(asked)
         elif not isinstance(asked, Mapping):
             raise AlignvecError('knobs are {"medical": 0.7}, or as a text medical=0.7')
-        return bounded(check_setting(setting, bank.vectors))
+        return turned(check_setting(setting, bank.vectors))
     except AlignvecError as error:
         raise VLLMValidationError(str(error), parameter="knobs") from None

@@ -92,6 +92,12 @@ class Gated(PunicaWrapperBase):
         return found
 
 
+def products_of(manager: Any) -> tuple[set[Any], int]:
+    """What computes an engine's adapters, and of how many tokens in a step at most."""
+    wrappers = set(manager.punica_wrapper_mapping.values())
+    return wrappers, max(len(wrapper._token_lora_indices) for wrapper in wrappers)
+
+
 def put(manager: Any, told: Mapping[str, Any], like: torch.Tensor, shard: int) -> Factors:
     """Make the products of an engine gated ones.
 
@@ -99,8 +105,7 @@ def put(manager: Any, told: Mapping[str, Any], like: torch.Tensor, shard: int) -
         like: a tensor in float32, as vLLM's kernels have what is between the products.
         shard: the worker's place among those that share a layer.
     """
-    wrappers = set(manager.punica_wrapper_mapping.values())
-    tokens = max(len(wrapper._token_lora_indices) for wrapper in wrappers)
+    wrappers, tokens = products_of(manager)
     factors = Factors(told["knobs"], told["columns"], tokens, like)
     for wrapper in wrappers:
         kind = type(wrapper)

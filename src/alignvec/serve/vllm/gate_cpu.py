@@ -19,7 +19,7 @@ from vllm.platforms.cpu import CpuPlatform
 from vllm.utils.torch_utils import direct_register_custom_op
 
 from alignvec.serve.vllm.around import around
-from alignvec.serve.vllm.gate import Factors
+from alignvec.serve.vllm.gate import Factors, products_of
 from alignvec.serve.vllm.told import KEY
 
 # By the first slice's A: the products with all A of a packed layer one below the other, and with
@@ -42,8 +42,7 @@ def put(manager: Any, told: Mapping[str, Any], like: torch.Tensor) -> Factors:
     """Make the products of an engine gated ones; its slot is the only one."""
     columns = told["columns"][: told["used"]]
     slices = max(len(module.lora_a_stacked) for module in manager.modules.values())
-    wrappers = set(manager.punica_wrapper_mapping.values())
-    tokens = max(len(wrapper._token_lora_indices) for wrapper in wrappers)
+    wrappers, tokens = products_of(manager)
     factors = Factors(told["knobs"], columns * slices, tokens, like)
     for wrapper in wrappers:
         wrapper.__class__ = GatedAlone
@@ -117,18 +116,6 @@ def _product(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     return partial(layer.cpu_linear, weight=layer.weight, bias=None)
 
 
-def _add_nothing(
-    y: torch.Tensor,
-    x: torch.Tensor,
-    a: list[torch.Tensor],
-    b: list[torch.Tensor],
-    factors: torch.Tensor,
-    used: torch.Tensor,
-    rank: int,
-) -> None:
-    """What compilers are told: it returns nothing."""
-
-
 def _check_and_update_config(check: Callable[..., None], config: VllmConfig) -> None:
     """vLLM's own check of the configuration, which compiles nothing if it sees adapters."""
     adapters = config.lora_config
@@ -142,5 +129,8 @@ def _check_and_update_config(check: Callable[..., None], config: VllmConfig) -> 
 
 if not hasattr(torch.ops.vllm, "alignvec_add_gated"):
     direct_register_custom_op(
-        "alignvec_add_gated", _add_gated, mutates_args=["y"], fake_impl=_add_nothing
+        "alignvec_add_gated",
+        _add_gated,
+        mutates_args=["y"],
+        fake_impl=lambda *_: None,  # what compilers are told: it returns nothing
     )

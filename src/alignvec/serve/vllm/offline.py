@@ -40,7 +40,7 @@ from alignvec.knobs.setting import Setting, SettingLike, check_setting, check_se
 from alignvec.progress import progress
 from alignvec.serve.vllm.plugin import register
 from alignvec.serve.vllm.told import Told, telling
-from alignvec.vector.alignment_vector import AlignmentVector
+from alignvec.vector.alignment_vector import AlignmentVector, as_vector
 
 _OURS = ("model", "tokenizer", "skip_tokenizer_init", "dtype", "logprobs_mode")
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p")
@@ -93,10 +93,7 @@ class VllmModel:
                 raise AlignvecError(f"vLLM's argument '{name}' is set by alignvec; leave it out")
         parse_dtype(dtype)
         self._name, self._folder = base_name(base), find_model(base)
-        read = {
-            knob: one if isinstance(one, AlignmentVector) else AlignmentVector.from_pretrained(one)
-            for knob, one in vectors.items()
-        }
+        read = {knob: as_vector(one) for knob, one in vectors.items()}
         self.vectors = {knob: one.on(self.base) for knob, one in read.items()}
         self.tokenizer = load_tokenizer(self._folder)
         self._generation = _generation_config(self._folder)

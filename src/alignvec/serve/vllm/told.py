@@ -18,6 +18,7 @@ from alignvec.vector.alignment_vector import AlignmentVector
 
 KEY = "alignvec"  # in vLLM's additional_config
 VECTORS = "ALIGNVEC_VECTORS"
+NO_KNOBS = f"there are no knobs here; start vLLM with {VECTORS}=KNOB=PATH,..."
 WAYS = ("gate", "resolver")
 
 
