@@ -21,9 +21,17 @@ from transformers import PreTrainedModel
 
 from alignvec.base.wrappers import unwrapped
 from alignvec.knobs.live import on_model
+from alignvec.knobs.products import Bias, Factors, Product, Reading
 from alignvec.knobs.setting import SettingLike, check_setting
-from alignvec.knobs.terms import AffineCopies, Changes, Product, Term
-from alignvec.knobs.trial import Seen, check_affine, is_linear, not_gateable, observed
+from alignvec.knobs.terms import AffineCopies, Changes, Term
+from alignvec.knobs.trial import (
+    Seen,
+    check_affine,
+    is_linear,
+    not_gateable,
+    observed,
+    reading_alike,
+)
 from alignvec.vector.alignment_vector import AlignmentVector
 from alignvec.vector.delta import Delta, LowRank
 
@@ -135,14 +143,23 @@ def _plan(
     }
     seen = observed(model, first)
     terms: list[tuple[nn.Module, Term]] = []
+    factors: dict[nn.Module, Factors] = {}
     for module, found in changes.items():
-        products, rest = _split(module, found, seen[module])
-        if any(products.values()):
-            terms.append((module, Product.of(module, products)))
+        low_rank, biases, rest = _split(module, found, seen[module])
+        if low_rank:
+            factors[module] = Factors.of(module, low_rank)
+        if biases:
+            rows = torch.stack([delta.dense().to(module.weight) for delta in biases.values()])
+            terms.append((module, Bias(tuple(biases), rows)))
         if any(rest.values()):
             check_affine(module, seen[module], first[module])
             call, _ = seen[module][0]
             terms.append((module, AffineCopies.of(module, rest, call)))
+    for alike in reading_alike({layer: seen[layer] for layer in factors}):
+        reading = Reading([factors[layer] for layer in alike])
+        terms += [
+            (layer, Product(factors[layer], reading, place)) for place, layer in enumerate(alike)
+        ]
     return terms
 
 
@@ -169,10 +186,12 @@ def _changes(
     return found
 
 
-def _split(module: nn.Module, changes: Changes, seen: Seen) -> tuple[Changes, Changes]:
-    """The changes that `Product` can take, and the others."""
+def _split(
+    module: nn.Module, changes: Changes, seen: Seen
+) -> tuple[dict[int, LowRank], Mapping[int, Delta], Changes]:
+    """The changes that `Product` and `Bias` can take, and the others."""
     if not is_linear(module, seen):
-        return {}, changes
+        return {}, {}, changes
     low_rank = {k: d for k, d in changes["weight"].items() if isinstance(d, LowRank)}
     dense = {k: d for k, d in changes["weight"].items() if k not in low_rank}
-    return {**changes, "weight": low_rank}, {"weight": dense}
+    return low_rank, changes.get("bias", {}), {"weight": dense}

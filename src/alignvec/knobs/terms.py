@@ -1,13 +1,10 @@
 """Terms: what the knobs add to the output of one module, with a strength for each row.
 
-The factors of all vectors are stacked into one A and one B a layer, so a layer costs two small
-products whatever the number of knobs and of settings. Between the two, the hidden values of each
-row are multiplied by the strengths of that row: nothing is copied or switched for a request.
-
-What is not low-rank is linear in the weights all the same. Of any module whose output is affine in
-its parameters, f(x; w + lambda d) = f(x; w) + lambda (f(x; d) - f(x; 0)); a copy of the module that
-holds d instead of w computes it. Embeddings, norms of every spelling and dense deltas of linear
-layers go this way. Whether a module is affine is found out by `trial`.
+Low-rank changes of linear layers are `products`. What is not low-rank is linear in the weights all
+the same. Of any module whose output is affine in its parameters,
+f(x; w + lambda d) = f(x; w) + lambda (f(x; d) - f(x; 0)); a copy of the module that holds d instead
+of w computes it. Embeddings, norms of every spelling and dense deltas of linear layers go this way.
+Whether a module is affine is found out by `trial`.
 """
 
 from __future__ import annotations
@@ -21,7 +18,7 @@ from torch import nn
 
 from alignvec.base.rows import per_row
 from alignvec.knobs.trial import Call, with_parameters
-from alignvec.vector.delta import Delta, LowRank
+from alignvec.vector.delta import Delta
 
 Changes = Mapping[str, Mapping[int, Delta]]  # parameter of a module -> knob's number -> change
 
@@ -38,54 +35,6 @@ class Term(ABC):
     @abstractmethod
     def add(self, call: Call, output: torch.Tensor, strengths: torch.Tensor) -> torch.Tensor:
         """`output` [rows, ..., width] with the change added, of strengths [R, C]."""
-
-
-@dataclass(frozen=True)
-class Product(Term):
-    """Of a linear layer: the low-rank changes of its weight, and the changes of its bias.
-
-    Attributes:
-        columns: [C] of the factors, then [D] of the biases.
-        a: [C, in], the factors A of all knobs one below the other.
-        b: [C, out], the factors B, transposed.
-        bias: [D, out].
-    """
-
-    columns: tuple[int, ...]
-    a: torch.Tensor
-    b: torch.Tensor
-    bias: torch.Tensor
-
-    @classmethod
-    def of(cls, module: nn.Module, changes: Changes) -> Product:
-        weight, biases = module.weight, changes.get("bias", {})
-        assert isinstance(weight, torch.Tensor)
-        stored_in_out = not isinstance(module, torch.nn.Linear)  # Conv1D
-        width_in, width_out = weight.shape if stored_in_out else weight.shape[::-1]
-        columns, a, b = [], [weight.new_empty(0, width_in)], [weight.new_empty(0, width_out)]
-        for knob, delta in changes["weight"].items():
-            assert isinstance(delta, LowRank)
-            turned = delta.transposed != stored_in_out
-            a.append((delta.b.T if turned else delta.a).to(weight))
-            b.append((delta.a if turned else delta.b.T).to(weight))
-            columns += [knob] * delta.rank
-        rows = [delta.dense().to(weight) for delta in biases.values()]
-        bias = torch.stack(rows) if rows else weight.new_empty(0, width_out)
-        return cls((*columns, *biases), torch.cat(a), torch.cat(b), bias)
-
-    def add(self, call: Call, output: torch.Tensor, strengths: torch.Tensor) -> torch.Tensor:
-        strengths = per_row(strengths, output)
-        rank = len(self.a)
-        if len(self.bias):
-            output = output + strengths[..., rank:].to(output.dtype) @ self.bias
-        if not rank:
-            return output
-        # In place, and so computed in float32: a strength is never rounded to bfloat16.
-        args, kwargs = call
-        inputs = args[0] if args else next(iter(kwargs.values()))
-        hidden = torch.nn.functional.linear(inputs, self.a).mul_(strengths[..., :rank])
-        flat = torch.addmm(output.flatten(0, -2), hidden.flatten(0, -2), self.b)
-        return flat.view(output.shape)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ So no list of architectures is needed, and one that is not seen to be right is r
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -56,6 +56,20 @@ def observed(model: PreTrainedModel, names: Mapping[nn.Module, str]) -> dict[nn.
     if read := _read_past(model, list(names), logits, 2 * noise):
         raise not_gateable(names[read], f"it is read past {_kind(read)}")
     return seen
+
+
+def first_argument(call: Call) -> Any:
+    """What a layer of one argument is handed, by place or by name."""
+    args, kwargs = call
+    return args[0] if args else next(iter(kwargs.values()))
+
+
+def reading_alike(seen: Mapping[nn.Module, Seen]) -> list[list[nn.Module]]:
+    """Layers of one argument by what they are handed: those that always get the same tensor."""
+    found: dict[Any, list[nn.Module]] = defaultdict(list)
+    for module, calls in seen.items():
+        found[tuple(id(first_argument(call)) for call, _ in calls)].append(module)
+    return list(found.values())
 
 
 def is_linear(module: nn.Module, seen: Seen) -> bool:
@@ -143,10 +157,18 @@ def _watch(
 ) -> tuple[dict[nn.Module, Seen], list[torch.Tensor]]:
     """The calls of modules in a run, and its logits."""
     seen: dict[nn.Module, Seen] = {module: [] for module in modules}
+    copies: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # with what they are of
+
+    def copied(tensor: torch.Tensor) -> torch.Tensor:
+        """What comes after may write into a tensor; as long as nothing did, it has one copy."""
+        _, found = copies.get(id(tensor), (None, None))
+        if found is None or not torch.equal(found, tensor):
+            found = tensor.clone()
+            copies[id(tensor)] = tensor, found
+        return found
 
     def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        # Copies: what comes after may write into them.
-        seen[module].append(_mapped(((args, kwargs), output), torch.clone))
+        seen[module].append(_mapped(((args, kwargs), output), copied))
 
     handles = [module.register_forward_hook(note, with_kwargs=True) for module in seen]
     try:
