@@ -1,6 +1,7 @@
 """Measured on vLLM a model with knobs has the numbers that it has on transformers."""
 
 import copy
+import itertools
 import json
 import math
 import os
@@ -28,6 +29,8 @@ from alignvec.errors import AlignvecError, NoNumbersError
 from alignvec.evaluate.rates import rates_at, response_rows
 from alignvec.evaluate.retention import RetentionProbe
 from alignvec.knobs.model import KnobModel
+from alignvec.reproduce.prompting import Prompted, with_system
+from alignvec.reproduce.subject import Turned
 from alignvec.route import Router
 from alignvec.search.search import search
 from alignvec.serve.vllm import offline
@@ -206,6 +209,28 @@ def test_what_it_cannot_do_is_refused_by_name(place, vectors, here, there, recor
     assert there.acting(text, queries).tolist() == here.acting(text, queries).tolist()
     with pytest.raises(AlignvecError, match="no front: KL"):
         search(there, [{"tea": "expert"}], records, records, LEVELS, passes=4, front=True)
+
+
+def test_what_a_study_measures_is_the_same(here, there, records):
+    queries, domains = [one.query for one in records], [one.domain for one in records]
+    text = Router.fit(None, None, queries, domains, reads="text")
+    told = with_system("Answer briefly.")
+    asked = [record.prompt for record in records[::4]]
+    setting = {"tea": 1.0, "ale": -0.5}
+    answers = []
+    for made in (
+        lambda model: Turned(model, setting),
+        lambda model: Turned(model, setting, text),
+        lambda model: Turned(model, {}),
+        lambda model: Prompted(model, told),
+    ):
+        one, other = made(here), made(there)
+        assert other.identity == one.identity
+        assert other.answers(asked, 16) == one.answers(asked, 16)
+        scores = other.scores(records, LEVELS)
+        assert np.abs(scores - one.scores(records, LEVELS)).max() < 1e-3
+        answers.append(one.answers(asked, 16))
+    assert all(a != b for a, b in itertools.combinations(answers, 2))
 
 
 # The commands.

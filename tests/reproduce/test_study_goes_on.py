@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from alignvec.errors import AlignvecError, NoNumbersError
+from alignvec.knobs.model import KnobModel
 from alignvec.report.study import write_report
 from alignvec.reproduce import behaviours, launch, run, training
 from alignvec.reproduce.item import Item, Work, works
@@ -102,6 +103,49 @@ def test_a_training_that_diverges_is_not_tried_again(base, data, tmp_path, monke
     run_parts(again, "ability")
     assert again.result("ability/tea/one-sided") == {"failed": failed}
     assert asked.count("one-sided-tea") == 1
+
+
+def test_another_engine_writes_and_scores_and_training_is_not_its(base, data, tmp_path):
+    """One that is told from transformers by what it was asked for alone."""
+    asked = []
+
+    def engine(base, vectors, any_base):
+        asked.append((base, sorted(vectors), any_base))
+        model = KnobModel.from_pretrained(base, vectors, check_base=not any_base)
+        model.mode = "fold"
+        return model
+
+    here = Study(base, tmp_path / "here", TINY, data("tea"), LEVELS)
+    run_parts(here, "single", "transfer", "ability")
+    there = Study(base, tmp_path / "there", TINY, here.data, LEVELS, engine=engine)
+    run_parts(there, "single", "transfer", "ability")
+    assert there.names() == here.names()
+    for name in here.names():
+        assert there.result(name) == here.result(name), name
+    stage = str(there.out / "aligned" / "safety-aligned")
+    assert set(map(repr, asked)) == {
+        repr(one) for one in ((base, [], False), (base, ["tea"], False), (stage, ["tea"], True),
+                              (stage, [], True))
+    }  # fmt: skip
+    moved = Study(base, there.out, TINY, here.data, LEVELS)
+    with pytest.raises(AlignvecError, match="other models, data or scale"), moved.opened():
+        pass
+
+
+def test_full_vectors_are_no_engines(base, data, tmp_path):
+    study = Study(base, tmp_path / "s", replace(TINY, method="full"), data("tea"), LEVELS,
+                  engine=lambda *_: pytest.fail("it has no slot for them"))  # fmt: skip
+    with study.opened():
+        model = training.knobs_of(study, training.ONE_SIDED, ["tea"])
+        assert isinstance(model, KnobModel)
+        assert model.vectors["tea"].kind == "full"
+
+
+def test_a_reader_that_is_not_there_is_told_before_anything_is_trained(base, data, tmp_path):
+    study = Study(base, tmp_path / "s", TINY, data("tea"), LEVELS, reader=str(tmp_path / "none"))
+    with pytest.raises(AlignvecError, match="none"), study.opened():
+        pass
+    assert not study.out.exists()
 
 
 def test_a_base_that_writes_nothing_is_measured_by_the_references_bounds(base, data, tmp_path):

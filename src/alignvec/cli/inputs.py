@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from alignvec.errors import AlignvecError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from alignvec.data.records import Record
     from alignvec.evaluate.measurable import Measurable
     from alignvec.knobs.model import KnobModel
@@ -99,14 +101,29 @@ def measured_model(
     Raises:
         AlignvecError: vLLM is not installed, or an option is another engine's.
     """
-    if engine == "transformers":
-        if engine_args is not None:
-            raise AlignvecError("--engine-args are vLLM's; they go with --engine vllm")
+    load = vllm_loader(engine, engine_args, dtype)
+    if load is None:
         from alignvec.knobs.model import KnobModel
 
         return KnobModel.from_pretrained(base, vectors, dtype, device, not any_base)
     if device is not None:
         raise AlignvecError("vLLM finds its devices by itself; leave --device out")
+    return load(base, vectors, any_base)
+
+
+def vllm_loader(
+    engine: str, engine_args: str | None, dtype: str | None
+) -> Callable[[str, Mapping[str, AlignmentVector], bool], Measurable] | None:
+    """What loads a base and its vectors on vLLM, and whether a base that is not theirs will do;
+    None where the engine is transformers.
+
+    Raises:
+        AlignvecError: vLLM is not installed, or its arguments are none.
+    """
+    if engine == "transformers":
+        if engine_args is not None:
+            raise AlignvecError("--engine-args are vLLM's; they go with --engine vllm")
+        return None
     try:
         arguments = json.loads(engine_args or "{}")
     except (ValueError, RecursionError):
@@ -121,12 +138,16 @@ def measured_model(
             "vLLM is not installed here; in an environment of its own: "
             "pip install 'alignvec[vllm,search]'"
         )
-    # Before vLLM is imported: stdout is for results.
-    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    from alignvec.serve.vllm.offline import VllmModel
 
-    return VllmModel(base, vectors, dtype, not any_base, arguments)
+    def load(base: str, vectors: Mapping[str, AlignmentVector], any_base: bool) -> Measurable:
+        # Before vLLM is imported: stdout is for results.
+        os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        from alignvec.serve.vllm.offline import VllmModel
+
+        return VllmModel(base, vectors, dtype, not any_base, arguments)
+
+    return load
 
 
 def levels_of(levels: str | None, spectrum: str | None) -> tuple[list[str] | None, dict[str, str]]:

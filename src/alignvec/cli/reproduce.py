@@ -8,8 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from alignvec.cli.inputs import levels_of
-from alignvec.cli.options import AsJson, Data, Device, Dtype, EndpointOption, LevelNames
+from alignvec.cli.inputs import levels_of, vllm_loader
+from alignvec.cli.options import (
+    AsJson,
+    Data,
+    Device,
+    Dtype,
+    EndpointOption,
+    Engine,
+    EngineArgs,
+    LevelNames,
+)
 from alignvec.cli.output import print_json, print_table
 from alignvec.errors import AlignvecError, check_known
 
@@ -64,14 +73,18 @@ def reproduce(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="What would run, where, and how long it may take.")
     ] = False,
+    engine: Engine = "transformers",
+    engine_args: EngineArgs = None,
     dtype: Dtype = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """The study of the paper: trained, measured by likelihood and by what is written, reported.
 
-    Every result is written once; a killed study goes on where it was. Writes OUT/MODEL for each
-    model, and over all of them OUT/report with report.html, report.md, report.json and tables/.
+    Every result is written once; a killed study goes on where it was. With --engine vllm what
+    only writes and scores runs there; training and all that looks into a model do not. Writes
+    OUT/MODEL for each model, and over all of them OUT/report with report.html, report.md,
+    report.json and tables/.
     """
     from alignvec.base.source import base_name
     from alignvec.data.synthesis.endpoint import Endpoint
@@ -98,6 +111,7 @@ def reproduce(
     if (judge is None) != (endpoint is None):
         raise AlignvecError("a judge is --judge NAME behind --endpoint URL; give both")
     chat = Endpoint(None if endpoint == "openai" else endpoint, judge, 0.0) if judge else None
+    load = vllm_loader(engine, engine_args, dtype)
     studies = []
     for one, name in zip(models, names, strict=True):
         others = [other for other in models if other != one]
@@ -105,7 +119,7 @@ def reproduce(
             Study(
                 one, (out or Path()) / name, PRESETS[preset], data,
                 levels_of(levels, None)[0], reader or next(iter(others), None), chat,
-                dtype=dtype, device=device, seed=seed,
+                dtype=dtype, device=device, seed=seed, engine=load,
             )
         )  # fmt: skip
     if out is None or dry_run:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from alignvec.base.identity import BaseId
 from alignvec.base.logprobs import Row
 from alignvec.base.messages import Messages
 from alignvec.knobs.domains import Router
@@ -28,6 +29,10 @@ class Measurable(Protocol):
 
     tokenizer: PreTrainedTokenizerBase
     mode: str
+
+    @property
+    def base(self) -> BaseId:
+        """Which base it is."""
 
     @property
     def vectors(self) -> Mapping[str, AlignmentVector]:

@@ -40,6 +40,16 @@ def acting_on(
     return np.array([[domain == own for own in of_knob] for domain in domains])
 
 
+def routed(
+    settings: Sequence[Mapping[str, float]], acting: NDArray[np.bool_]
+) -> list[dict[str, float]]:
+    """The setting of each query with the knobs at 0 that do not act on it."""
+    return [
+        {knob: at * bool(on) for (knob, at), on in zip(setting.items(), row, strict=True)}
+        for setting, row in zip(settings, acting, strict=True)
+    ]
+
+
 def domain_of(knob: str, vector: AlignmentVector) -> str:
     """The domain that a vector was trained on; the knob's name if it does not say."""
     domain = vector.training.get("domain")

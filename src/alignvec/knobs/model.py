@@ -26,7 +26,7 @@ from alignvec.base.state import model_state
 from alignvec.base.wrappers import plain_model
 from alignvec.errors import AlignvecError, NoNumbersError, check_known
 from alignvec.files import hash_of
-from alignvec.knobs.domains import Router, acting_on
+from alignvec.knobs.domains import Router, acting_on, routed
 from alignvec.knobs.fold import Fold
 from alignvec.knobs.gate import Gate
 from alignvec.knobs.schedule import Schedule, ScheduledStrengths, check_schedule
@@ -230,10 +230,7 @@ class KnobModel:
         settings = check_settings(wanted, len(chats), self.vectors)
         if router is not None:
             acting = self.acting(router, [last_question(chat) for chat in chats])
-            settings = [
-                {knob: s * bool(on) for (knob, s), on in zip(setting.items(), row, strict=True)}
-                for setting, row in zip(settings, acting, strict=True)
-            ]
+            settings = routed(settings, acting)
         shared = all(setting == settings[0] for setting in settings)
         if schedule is not None:
             schedule = check_schedule(schedule)

@@ -10,7 +10,7 @@ from typing import Any
 from alignvec.evaluate.retention import RetentionProbe
 from alignvec.reproduce.item import Item, Work
 from alignvec.reproduce.study import Study
-from alignvec.reproduce.training import WAYS, knobs_of, trainings
+from alignvec.reproduce.training import WAYS, trainings, vectors
 
 TITLE = "Abilities"
 _PIECES = 13  # rows that are about as long as the neutral text
@@ -26,7 +26,7 @@ def items(study: Study) -> Iterator[Item]:
 
 
 def _kept(study: Study, way: str, domain: str) -> list[dict[str, Any]]:
-    probe = RetentionProbe(knobs_of(study, way, [domain]))
+    probe = RetentionProbe(study.models.live(vectors(study, way, [domain])))
     return [
         {"strength": strength, **asdict(probe({domain: strength}))}
         for strength in study.scale.strengths

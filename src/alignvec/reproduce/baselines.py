@@ -39,6 +39,7 @@ from alignvec.reproduce.training import (
     trainings,
     turning,
     vector,
+    vectors,
 )
 
 TITLE = "Baselines at test time"
@@ -126,7 +127,7 @@ def _best(
 
 
 def _steering(study: Study, domain: str, trained: bool = False) -> Made:
-    base = study.knobs({})
+    base = study.models.live({})
     start = time.perf_counter()
     model, tokenizer = base.model, base.tokenizer
     train, some = study.records(domain, "train"), study.records(domain, "validation")
@@ -146,7 +147,8 @@ def _steering(study: Study, domain: str, trained: bool = False) -> Made:
 
 
 def _dera(study: Study, domain: str) -> Made:
-    model = knobs_of(study, ONE_SIDED, [domain])  # a gate would compute the others, too
+    # A gate would compute the others, too.
+    model = study.models.live(vectors(study, ONE_SIDED, [domain]))
     seconds = seconds_of(study, ONE_SIDED, domain)
     return lambda strength: DeRa(model, {domain: 1.0}, strength), seconds
 
@@ -161,7 +163,7 @@ def _soup(study: Study, domain: str) -> Made:
 
     low = extracted(study, f"low/{domain}", name, train)
     ends: dict[str, Path] = {"low": low, "high": vector(study, ONE_SIDED, domain)}
-    model = study.knobs(ends)
+    model = study.models.measured(ends)
     seconds = float(record_of(study, name)["seconds"]) + seconds_of(study, ONE_SIDED, domain)
     return lambda share: Turned(model, {"low": 1 - share, "high": share}), seconds
 

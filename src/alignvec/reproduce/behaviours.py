@@ -149,9 +149,9 @@ def _router(study: Study) -> Router:
 
 
 def _routing(study: Study) -> dict[str, Any]:
-    model, router = study.knobs({}), _router(study)
+    router = _router(study)
     asked = [one for domain in study.domains for one in study.records(domain, "test")]
-    found = router.domain(model.model, model.tokenizer, [one.query for one in asked])
+    found = router.domain(None, None, [one.query for one in asked])
     right = sum(one.domain == domain for one, domain in zip(asked, found, strict=True))
     return {"queries": len(asked), "right": right}
 
@@ -160,7 +160,7 @@ def _reached(study: Study, way: str, target: Target) -> dict[str, Any]:
     places = _places(study, target)
     if way == "prompting":
         return _measured(
-            study, Prompted(study.knobs({}), with_system(system_prompt(target))), target
+            study, Prompted(study.models.measured({}), with_system(system_prompt(target))), target
         )
     if way == "grid":
         found = study.once(search_item(study))["found"]
@@ -184,7 +184,7 @@ def _retrained(study: Study, target: Target) -> dict[str, Any]:
         pairs = [one for domain, level in target.items() for one in _towards(study, domain, level)]
         return aligned_model(study, name, pairs, study.scale.method)
 
-    model = study.knobs({"all": extracted(study, name, name, train)})
+    model = study.models.measured({"all": extracted(study, name, name, train)})
     return _measured(study, Turned(model, {"all": 1.0}), target)
 
 

@@ -52,7 +52,7 @@ def _compared(study: Study, domain: str) -> dict[str, Any]:
     runs: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
     for _ in range(_ROUNDS):
         for way in WAYS:
-            model = study.knobs(vectors, mode="gate" if way == "gated" else "fold")
+            model = study.models.live(vectors, mode="gate" if way == "gated" else "fold")
             turned = {domain: study.places[top]} if way in ("gated", "folded") else {}
             with model.at(turned):
                 prompts = [one.prompt for one in asked]

@@ -16,7 +16,7 @@ from alignvec.evaluate.retention import RetentionProbe
 from alignvec.reproduce.item import Item, Work
 from alignvec.reproduce.study import FAILED, Study
 from alignvec.reproduce.subject import Turned
-from alignvec.reproduce.training import WAYS, knobs_of, turning
+from alignvec.reproduce.training import WAYS, knobs_of, turning, vectors
 
 TITLE = "Over-generalisation"
 
@@ -40,7 +40,7 @@ def _settings(study: Study, way: str) -> Iterator[Item]:
 
 def _everywhere(study: Study, way: str, setting: dict[str, float]) -> dict[str, Any]:
     """Domain -> what a setting does there. Only its own knobs are loaded."""
-    model = knobs_of(study, way, list(setting)) if setting else study.knobs({})
+    model = knobs_of(study, way, list(setting)) if setting else study.models.measured({})
     subject = Turned(model, setting)
     return {domain: study.measure(subject, domain) for domain in study.domains}
 
@@ -60,7 +60,7 @@ def _matrix(study: Study, way: str) -> list[dict[str, Any]]:
 
     found = []
     for knob in study.domains:
-        probe = RetentionProbe(knobs_of(study, way, [knob]))
+        probe = RetentionProbe(study.models.live(vectors(study, way, [knob])))
         effect = {level: rises(knob, level) for level in study.levels}
         neutral = {level: probe.kl({knob: at}) for level, at in study.places.items()}
         found.append(Leak(knob, knob, effect, neutral).to_json())

@@ -13,14 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from alignvec.base.likelihood import response_scores
 from alignvec.base.messages import Conversation, Messages, conversations
 from alignvec.base.prompts import render_chat
 from alignvec.data.records import Record
 from alignvec.data.spectrum import SHIPPED, Spectrum, read_spectrum
 from alignvec.errors import AlignvecError
+from alignvec.evaluate.measurable import Measurable
 from alignvec.evaluate.rates import response_rows
-from alignvec.knobs.model import KnobModel
 
 Told = Callable[[Messages], Conversation]
 _EXAMPLES = 3  # of a domain
@@ -132,7 +131,7 @@ class Prompted:
 
     identity: str | None = None
 
-    def __init__(self, model: KnobModel, told: Told) -> None:
+    def __init__(self, model: Measurable, told: Told) -> None:
         self.model, self.told = model, told
         self._has_system = takes_system(model.tokenizer)
 
@@ -152,8 +151,7 @@ class Prompted:
             for record in records
         ]
         rows = response_rows(self.model.tokenizer, told, levels)
-        with self.model.at({}):
-            return np.array(response_scores(self.model.model, rows))
+        return np.array(self.model.scores(rows, [{}] * len(rows)))
 
     def answers(self, queries: Sequence[Messages], max_new_tokens: int) -> list[str]:
         """A greedy answer to each query."""

@@ -43,4 +43,4 @@ def _prompted(study: Study, kind: str, domain: str, level: str) -> dict[str, Any
         told = with_system(system_prompt({domain: level}))
     else:
         told = with_examples(study.records(domain, "train"), {domain: level})
-    return study.measure(Prompted(study.knobs({}), told), domain)
+    return study.measure(Prompted(study.models.measured({}), told), domain)

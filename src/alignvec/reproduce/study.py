@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
@@ -27,8 +27,8 @@ from alignvec.evaluate.broken import Bounds
 from alignvec.evaluate.judge import Judge, LevelClassifier
 from alignvec.evaluate.text import reading, text_quality
 from alignvec.files import hash_of, read_object, work_folder, write_json
-from alignvec.knobs.model import KnobModel
 from alignvec.reproduce.item import Item, Shared, Work
+from alignvec.reproduce.models import Engine, Models
 from alignvec.reproduce.scale import Scale
 from alignvec.reproduce.subject import Subject, Turned, measured, unread
 
@@ -50,6 +50,7 @@ class Study:
         out: the folder; `results/` holds a file a result, `vectors/` what was trained.
         places: level -> the strength at which training puts it.
         domains: those of the data, in the order of the alphabet.
+        models: the base with knobs.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Study:
         dtype: str | None = None,
         device: str | None = None,
         seed: int = 0,
+        engine: Engine | None = None,
     ) -> None:
         """Read the records; nothing is written until it is `opened`.
 
@@ -72,6 +74,7 @@ class Study:
             levels: from low to high.
             reader: another base, to say how likely it finds what is written.
             chat: a model that judges what is written, too, beside the classifier of levels.
+            engine: that writes and scores; by default transformers, which does all else.
 
         Raises:
             AlignvecError: the data cannot be read, a split of a domain has no records, or a name
@@ -80,7 +83,7 @@ class Study:
         self.base, self.out, self.scale, self.data = base, out, scale, data
         self.dtype, self.device, self.seed, self._reader = dtype, device, seed, reader
         self.chat = chat
-        self._kept: tuple[Any, KnobModel] | None = None
+        self.models = Models(base, dtype, device, engine)
         every = list(read_records(data, levels or ()))
         self.levels = list(levels or every[0].levels)
         self.places: Places = spaced(self.levels)
@@ -110,6 +113,7 @@ class Study:
             "reader": reader and base_name(reader), "dtype": dtype,
             "records": hash_of([[one.domain, one.split, one.prompt, one.levels] for one in every]),
         }  # fmt: skip
+        told |= {"engine": "vllm"} if engine else {}
         self.told: dict[str, Any] = _plain(told)
 
     @contextmanager
@@ -119,8 +123,8 @@ class Study:
         A judge and a reader may come later than the first results.
 
         Raises:
-            AlignvecError: it holds another study, or what another reader or second judge read, or
-                another process has it.
+            AlignvecError: it holds another study, or what another reader or second judge read,
+                another process has it, or the reader is not to be found.
         """
         note = self.out / "study.json"
         earlier = read_object(note) if note.exists() else {}
@@ -141,12 +145,14 @@ class Study:
                 f"{self.out} holds what the judge '{judge}' read; give that one, or another folder"
             )
         judge = self.chat.name if self.chat else judge
+        if self._reader:
+            find_base(self._reader)  # before anything takes its hours
         with work_folder(self.out):
             write_json(note, {**self.told, "judge": judge} if judge else self.told)
             try:
                 yield self
             finally:  # the next study has models of its own
-                self.let_go()
+                self.models.let_go()
                 vars(self).pop("reader", None)
 
     # Records.
@@ -203,27 +209,6 @@ class Study:
 
     # Models.
 
-    def knobs(
-        self, vectors: Mapping[str, Path], stage: str | None = None, mode: str = "auto"
-    ) -> KnobModel:
-        """A model with knobs; the last one is kept.
-
-        Args:
-            stage: another model of the same shape, that the vectors were not made on.
-        """
-        key = (stage, mode, *sorted((knob, str(path)) for knob, path in vectors.items()))
-        if self._kept is None or self._kept[0] != key:
-            self.let_go()  # two of them may be too large
-            model = KnobModel.from_pretrained(
-                stage or self.base, vectors, self.dtype, self.device, stage is None, mode
-            )
-            self._kept = key, model
-        return self._kept[1]
-
-    def let_go(self) -> None:
-        """Of the model that is kept."""
-        self._kept = None
-
     @cached_property
     def reader(self) -> Base | None:
         """The other model, that says how likely it finds what is written."""
@@ -264,7 +249,7 @@ class Study:
         asked = [one.prompt for one in self.records(domain, "test")[: self.scale.answers]]
 
         def run() -> dict[str, Any]:
-            written = Turned(self.knobs({}), {}).answers(asked, self.scale.tokens)
+            written = Turned(self.models.measured({}), {}).answers(asked, self.scale.tokens)
             texts = [*map(self.shown, written)]
             bounds = self._bounds(domain, texts).to_json()
             return {"queries": asked, "answers": texts, "bounds": bounds}

@@ -10,17 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignvec.base.load import Base
-from alignvec.base.messages import Messages
+from alignvec.base.messages import Messages, conversations, last_question
 from alignvec.data import Record
 from alignvec.evaluate.broken import Bounds
 from alignvec.evaluate.judge import Judge
 from alignvec.evaluate.judged import judged
+from alignvec.evaluate.measurable import Measurable
 from alignvec.evaluate.rates import rates_of
 from alignvec.evaluate.text import reading, text_quality
 from alignvec.files import hash_of
-from alignvec.knobs.domains import Router
-from alignvec.knobs.model import KnobModel
-from alignvec.knobs.setting import Setting
+from alignvec.knobs.domains import Router, routed
+from alignvec.knobs.setting import Setting, check_setting
 from alignvec.search.scorer import Scorer
 
 
@@ -44,8 +44,9 @@ class Subject(Protocol):
 class Turned:
     """A model with its knobs at a setting; with a router, each on the queries of its own domain."""
 
-    def __init__(self, model: KnobModel, setting: Setting, router: Router | None = None) -> None:
-        self.model, self.setting, self.router = model, dict(setting), router
+    def __init__(self, model: Measurable, setting: Setting, router: Router | None = None) -> None:
+        self.model, self.router = model, router
+        self.setting = check_setting(setting, model.vectors, warn=False)
         turned = {
             model.vectors[knob].fingerprint(): strength
             for knob, strength in self.setting.items()
@@ -58,13 +59,14 @@ class Turned:
         queries = [record.query for record in records]
         acting = self.model.acting(self.router, queries) if self.router else None
         scorer = Scorer(self.model, records, levels, acting)
-        with self.model.at(self.setting):
-            strengths = np.array([self.model.setting[knob] for knob in scorer.knobs])
-        return scorer(strengths)
+        return scorer(np.array([self.setting[knob] for knob in scorer.knobs]))
 
     def answers(self, queries: Sequence[Messages], max_new_tokens: int) -> list[str]:
         settings = [self.setting] * len(queries)
-        return self.model.generate(queries, settings, max_new_tokens, router=self.router)
+        if self.router:
+            asked = [last_question(chat) for chat in conversations(queries)]
+            settings = routed(settings, self.model.acting(self.router, asked))
+        return self.model.generate(queries, settings, max_new_tokens)
 
 
 def measured(

@@ -13,8 +13,8 @@ from alignvec.base.checkpoint import RECORD
 from alignvec.data.line import spaced
 from alignvec.data.pairs import PreferencePair, preference_pairs
 from alignvec.errors import AlignvecError, NoNumbersError
+from alignvec.evaluate.measurable import Measurable
 from alignvec.files import read_object, write_json
-from alignvec.knobs.model import KnobModel
 from alignvec.reproduce.item import Item, Shared, Work
 from alignvec.reproduce.launch import align_on_all_gpus
 from alignvec.reproduce.study import FAILED, SAFE, SAFETY, Study
@@ -142,9 +142,14 @@ def seconds_of(study: Study, way: str, domain: str) -> float:
     return float(record_of(study, _name(study, way, domain))["seconds"]) / together
 
 
-def knobs_of(study: Study, way: str, domains: Sequence[str] = ()) -> KnobModel:
+def knobs_of(study: Study, way: str, domains: Sequence[str] = ()) -> Measurable:
     """The base with a knob for each domain, trained in one way."""
-    return study.knobs({d: vector(study, way, d) for d in domains or study.domains})
+    return study.models.measured(vectors(study, way, domains or study.domains))
+
+
+def vectors(study: Study, way: str, domains: Sequence[str]) -> dict[str, Path]:
+    """The folder of each domain's vector; see `vector`."""
+    return {domain: vector(study, way, domain) for domain in domains}
 
 
 def aligned_model(
@@ -170,7 +175,7 @@ def aligned_model(
             seed=study.seed,
             dtype=study.dtype if method == "lora" else None,
         )
-        study.let_go()  # a training wants the memory
+        study.models.let_go()  # a training wants the memory
         train = align_on_all_gpus if method == "full" else align
         try:
             train(study.base, pairs, out, settings, device=study.device, overwrite=True, **options)

@@ -46,12 +46,12 @@ def safety_stage(study: Study) -> str:
 
 
 def _stage_alone(study: Study) -> dict[str, Any]:
-    return measured_safety(study, Turned(study.knobs({}, safety_stage(study)), {}))
+    return measured_safety(study, Turned(study.models.measured({}, safety_stage(study)), {}))
 
 
 def _moved(study: Study, way: str, stage: str, domain: str, strength: float) -> dict[str, Any]:
     """A domain's knob on a stage: the domain, and safety there."""
     base = None if stage == "base" else safety_stage(study)
-    model = study.knobs({domain: vector(study, way, domain)}, base)
+    model = study.models.measured({domain: vector(study, way, domain)}, base)
     subject = Turned(model, {domain: strength})
     return {domain: study.measure(subject, domain), **measured_safety(study, subject)}
