@@ -107,18 +107,23 @@ def test_a_training_that_diverges_is_not_tried_again(base, data, tmp_path, monke
 
 def test_another_engine_writes_and_scores_and_training_is_not_its(base, data, tmp_path):
     """One that is told from transformers by what it was asked for alone."""
-    asked = []
+    asked, running = [], []
+
+    class Running(KnobModel):
+        def close(self):
+            running.remove(self)
 
     def engine(base, vectors, any_base):
+        assert not running
         asked.append((base, sorted(vectors), any_base))
-        model = KnobModel.from_pretrained(base, vectors, check_base=not any_base)
-        model.mode = "fold"
-        return model
+        running.append(Running.from_pretrained(base, vectors, check_base=not any_base))
+        return running[0]
 
     here = Study(base, tmp_path / "here", TINY, data("tea"), LEVELS)
     run_parts(here, "single", "transfer", "ability")
     there = Study(base, tmp_path / "there", TINY, here.data, LEVELS, engine=engine)
     run_parts(there, "single", "transfer", "ability")
+    assert not running
     assert there.names() == here.names()
     for name in here.names():
         assert there.result(name) == here.result(name), name

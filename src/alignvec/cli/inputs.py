@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 from alignvec.errors import AlignvecError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from alignvec.data.records import Record
     from alignvec.evaluate.measurable import Measurable
     from alignvec.knobs.model import KnobModel
+    from alignvec.reproduce.models import Engine, Running
     from alignvec.vector.alignment_vector import AlignmentVector
 
 
@@ -111,11 +112,8 @@ def measured_model(
     return load(base, vectors, any_base)
 
 
-def vllm_loader(
-    engine: str, engine_args: str | None, dtype: str | None
-) -> Callable[[str, Mapping[str, AlignmentVector], bool], Measurable] | None:
-    """What loads a base and its vectors on vLLM, and whether a base that is not theirs will do;
-    None where the engine is transformers.
+def vllm_loader(engine: str, engine_args: str | None, dtype: str | None) -> Engine | None:
+    """What loads a base and its vectors on vLLM; None where the engine is transformers.
 
     Raises:
         AlignvecError: vLLM is not installed, or its arguments are none.
@@ -139,7 +137,7 @@ def vllm_loader(
             "pip install 'alignvec[vllm,search]'"
         )
 
-    def load(base: str, vectors: Mapping[str, AlignmentVector], any_base: bool) -> Measurable:
+    def load(base: str, vectors: Mapping[str, AlignmentVector], any_base: bool) -> Running:
         # Before vLLM is imported: stdout is for results.
         os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import gc
-import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from alignvec.evaluate.measurable import Measurable
 from alignvec.knobs.model import KnobModel
 from alignvec.vector.alignment_vector import AlignmentVector
 
-logger = logging.getLogger(__name__)
+
+class Running(Measurable, Protocol):
+    """A model that holds memory until it is told to end."""
+
+    def close(self) -> None:
+        """End it."""
+
 
 # From a base, its vectors by knob, and whether a base that is not theirs will do.
-Engine = Callable[[str, Mapping[str, AlignmentVector], bool], Measurable]
+Engine = Callable[[str, Mapping[str, AlignmentVector], bool], Running]
 
 
 class Models:
@@ -27,6 +31,7 @@ class Models:
         """Args: engine: runs what only writes and scores; None: transformers."""
         self._base, self._dtype, self._device, self._engine = base, dtype, device, engine
         self._kept: tuple[Any, Any] | None = None
+        self._close: Callable[[], None] | None = None
 
     def live(
         self, vectors: Mapping[str, Path], stage: str | None = None, mode: str = "auto"
@@ -54,16 +59,20 @@ class Models:
         read = {knob: AlignmentVector.from_pretrained(path) for knob, path in vectors.items()}
         if engine is None or any(one.kind == "full" for one in read.values()):
             return self.live(vectors, stage)
-        base, any_base = stage or self._base, stage is not None
-        found: Measurable = self._keep(
-            ("engine", stage, _key(vectors)), lambda: engine(base, read, any_base)
-        )
+
+        def load() -> Running:
+            model = engine(stage or self._base, read, stage is not None)
+            self._close = model.close
+            return model
+
+        found: Running = self._keep(("engine", stage, _key(vectors)), load)
         return found
 
     def let_go(self) -> None:
-        """Of the model that is kept, and its memory: an engine ends with the last that knows it."""
-        self._kept = None
-        gc.collect()
+        """Of the model that is kept, and of its memory."""
+        if self._close is not None:
+            self._close()
+        self._kept = self._close = None
 
     def _keep(self, key: Any, load: Callable[[], Any]) -> Any:
         if self._kept is None or self._kept[0] != key:

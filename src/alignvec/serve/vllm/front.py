@@ -90,6 +90,8 @@ def _check_plugins(told: Told) -> None:
             "ALIGNVEC_SET, ALIGNVEC_STATE and ALIGNVEC_ROUTER act in the routes of alignvec, which "
             "vLLM loads only if VLLM_PLUGINS names alignvec"
         )
+    if told.offline:
+        return
     logger.warning(
         "VLLM_PLUGINS does not name alignvec: knobs come as extra_args or vllm_xargs alone, and a "
         "server passes over the fields knobs and profile of a body"

@@ -45,6 +45,7 @@ from alignvec.vector.alignment_vector import AlignmentVector, as_vector
 _OURS = ("model", "tokenizer", "skip_tokenizer_init", "dtype", "logprobs_mode")
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p")
 _PENALTY = "repetition_penalty"
+_LAST = 10.0  # seconds that an engine has to end
 # What a base's generation_config.json may ask of every answer and is not passed on.
 _NOT_HAD = (
     "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "encoder_repetition_penalty",
@@ -103,7 +104,7 @@ class VllmModel:
         bare = {knob: replace(one, calibration=None) for knob, one in read.items()}
         register()  # whether or not VLLM_PLUGINS names it
         try:
-            with telling(Told(bare, check_base)):
+            with telling(Told(bare, check_base, offline=True)):
                 self._llm = LLM(
                     str(self._folder), dtype=dtype or "auto", logprobs_mode="raw_logprobs", **engine
                 )
@@ -141,6 +142,10 @@ class VllmModel:
         """
         self._setting = check_setting(setting or {}, self.vectors)
         return self
+
+    def close(self) -> None:
+        """End the engine: its processes, and what they hold."""
+        self._llm.llm_engine.engine_core.shutdown(timeout=_LAST)
 
     def acting(self, router: Router, queries: Sequence[str]) -> NDArray[np.bool_]:
         """[N, K]: which knobs act on each query, those of the domain that the router reads.

@@ -35,6 +35,7 @@ class Told:
         way: `ALIGNVEC_WAY`, `gate` (a strength a request) or `resolver` (an adapter a setting).
         step: `ALIGNVEC_STEP`, what strengths are rounded to where each setting is an adapter.
         most: `ALIGNVEC_MAX_ADAPTERS`, how many such adapters are kept.
+        offline: whether no request comes over HTTP; the environment does not know.
     """
 
     vectors: Mapping[str, str | AlignmentVector]
@@ -45,6 +46,7 @@ class Told:
     way: str = "gate"
     step: float = 0.05
     most: int = 64
+    offline: bool = False
 
     @classmethod
     def read(cls, environment: Mapping[str, str] = os.environ) -> Told | None:
