@@ -89,6 +89,30 @@ def test_what_is_wrong_is_said_before_vllm_starts(words, became, vectors, tiny):
     assert not became
 
 
+def test_a_dense_vector_goes_into_the_weights(words, became, tiny, vectors, monkeypatch, tmp_path):
+    monkeypatch.setenv("ALIGNVEC_CACHE", str(tmp_path / "cache"))
+    both = [*words, "--vector", f"dry={vectors / 'dense'}", "--fold", "dry=0.5"]
+    for _ in range(2):
+        said = run(*both, "--set", "tea=0.3").stdout
+        assert "in the weights: dry=0.5" in said
+        assert "knobs: tea (" in said
+    (first, _, told), (second, *_) = became
+    assert first == second
+    assert told["ALIGNVEC_VECTORS"] == f"tea={vectors / 'small'}"
+    assert told["ALIGNVEC_ANY_BASE"] == "1"
+    run("fold", tiny(), "--vector", f"dry={vectors / 'dense'}", "--set", "dry=0.5", "-o", "there")
+    for file in first.glob("*.safetensors"):
+        assert file.read_bytes() == (tmp_path / "there" / file.name).read_bytes()
+    run(*words[:4], *both[-4:])  # and nothing else
+    assert became[-1][2]["ALIGNVEC_VECTORS"] == ""
+    assert "unknown knob 'dyr'" in refused(*both[:-1], "dyr=1")
+    assert "unknown knob 'dry'" in refused(*both, "--set", "dry=1")
+    other = ["serve", tiny(seed=1), *both[2:]]
+    assert "base" in refused(*other)
+    run(*other, "--any-base")
+    assert "--engine vllm" in refused(*words[:2], *both[4:])
+
+
 def test_another_base_is_another_base(tiny, words, became):
     other = ["serve", tiny(seed=1), *words[2:]]
     assert "base" in refused(*other)

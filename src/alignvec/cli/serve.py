@@ -47,6 +47,14 @@ def serve(
             "--set", metavar="KNOB=STRENGTH,...", help="Of requests that say nothing; or @FILE."
         ),
     ] = "",
+    fold: Annotated[
+        str,
+        typer.Option(
+            metavar="KNOB=STRENGTH,...",
+            help="With --engine vllm, which turns vectors of low rank alone: these go into the "
+            "weights before it starts.",
+        ),
+    ] = "",
     router: Annotated[
         Path | None,
         typer.Option(
@@ -104,10 +112,12 @@ def serve(
     if engine == "vllm":
         check_options(context)
         become_vllm(
-            base, served, vector, setting, router, state, host, port, insecure, any_base, dtype,
-            flags or [],
+            base, served, vector, setting, fold, router, state, host, port, insecure, any_base,
+            dtype, flags or [],
         )  # fmt: skip
         return
+    if fold:
+        raise AlignvecError("--fold goes with --engine vllm; this one turns any vector")
     if flags:
         raise AlignvecError(f"'{flags[0]}' is one too many: flags go with --engine vllm")
     _bound_kernels()

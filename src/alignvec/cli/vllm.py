@@ -8,10 +8,14 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
-from alignvec.errors import AlignvecError
+from alignvec.errors import AlignvecError, check_known
+
+if TYPE_CHECKING:
+    from alignvec.vector.alignment_vector import AlignmentVector
 
 # Options that are the other engine's, and what vLLM has instead.
 _INSTEAD = {
@@ -51,6 +55,7 @@ def become_vllm(
     name: str,
     vectors: list[str],
     setting: str,
+    fold: str,
     router: Path | None,
     state: Path,
     host: str,
@@ -64,6 +69,7 @@ def become_vllm(
 
     Args:
         name: of the model, for clients.
+        fold: the setting of knobs that are put into the weights, and are none from there on.
         flags: vLLM's own.
 
     Raises:
@@ -86,8 +92,8 @@ def become_vllm(
     given = {flag.partition("=")[0].replace("_", "-") for flag in flags}
     if taken := given & _GIVEN_BEFORE.keys():
         raise AlignvecError(f"{(flag := min(taken))} after --: give {_GIVEN_BEFORE[flag]}")
-    sources = vector_sources(vectors)
-    told = {"ALIGNVEC_VECTORS": _written(sources), "VLLM_PLUGINS": _plugins(os.environ)}
+    into, rest = _parted(vector_sources(vectors), fold)
+    told = {"ALIGNVEC_VECTORS": _written(rest), "VLLM_PLUGINS": _plugins(os.environ)}
     key = os.environ.get("VLLM_API_KEY") or os.environ.get(ENVIRONMENT)
     if key:
         told["VLLM_API_KEY"] = key
@@ -107,7 +113,10 @@ def become_vllm(
     with bound(host, port):  # first: a model takes its time to load
         pass
     folder = find_folder(base)
-    bank = Bank.of(str(folder), sources, (sys.maxsize,), not any_base)
+    bank = Bank.of(str(folder), rest, (sys.maxsize,), not any_base)
+    if into:  # the others are then on a base that is not theirs
+        folder, any_base = _folded(folder, into, any_base), True
+        bank = Bank.of(str(folder), rest, (sys.maxsize,), False)
     dial = Dial(
         name,
         bank.vectors,
@@ -131,6 +140,39 @@ def become_vllm(
     typer.echo(f"a page with a slider for each: alignvec playground --url {url}")
     sys.stdout.flush()
     _execute(folder, flags, told)
+
+
+def _parted(
+    sources: Mapping[str, str], fold: str
+) -> tuple[dict[str, tuple[AlignmentVector, float]], dict[str, str]]:
+    """The vectors that go into the weights with their strengths, and where the others are."""
+    from alignvec.knobs.setting import check_setting, parse_setting
+    from alignvec.vector.alignment_vector import as_vector
+
+    asked = parse_setting(fold) if fold else {}
+    for knob in asked:
+        check_known("knob", knob, sources)
+    vectors = {knob: as_vector(sources[knob]) for knob in asked}
+    strengths = check_setting(asked, vectors)
+    into = {knob: (vectors[knob], strengths[knob]) for knob in asked}
+    return into, {knob: source for knob, source in sources.items() if knob not in into}
+
+
+def _folded(
+    folder: Path, into: Mapping[str, tuple[AlignmentVector, float]], any_base: bool
+) -> Path:
+    """The base with vectors in its weights, in the cache: once for the same."""
+    from alignvec.base.model_weights import ModelWeights
+    from alignvec.base.source import cache_folder
+    from alignvec.files import hash_of
+    from alignvec.vector.fold import fold
+
+    told = [[knob, vector.fingerprint(), at] for knob, (vector, at) in sorted(into.items())]
+    out = cache_folder() / "folded" / hash_of(ModelWeights(folder).state, told)[:16]
+    if not out.exists():
+        fold(folder, list(into.values()), out, check_base=not any_base)
+    typer.echo(f"in the weights: {', '.join(f'{knob}={at:g}' for knob, (_, at) in into.items())}")
+    return out
 
 
 def _written(sources: Mapping[str, str]) -> str:

@@ -182,7 +182,8 @@ def _held(knob: str, vector: AlignmentVector, gated: bool) -> AlignmentVector:
         if not isinstance(delta, LowRank):
             raise AlignvecError(
                 f"knob '{knob}': {name} is dense, and vLLM's slots hold low-rank factors; first: "
-                "alignvec compress VECTOR --rank 16 --drop-rest -o OUT"
+                "alignvec compress VECTOR --rank 16 --drop-rest -o OUT; or fold it (alignvec serve "
+                f"--engine vllm --fold {knob}=1)"
             )
         for part, why in _NOT_HELD.items():
             if part in f".{name}" and (gated or part != _EXPERTS):
