@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from alignvec.errors import AlignvecError
 
 Tokens = Sequence[int]
+_AT_A_TIME = 2**20  # logits
 NO_NUMBERS = (
     "the model computes no numbers any more: a knob is turned too far, or some of the base's own "
     "weights are none"
@@ -129,15 +130,28 @@ def logprobs(model: PreTrainedModel, rows: Sequence[Row]) -> list[list[torch.Ten
     first = min(slices[0].start for slices in packed.branches)
     keep = torch.arange(first, packed.input_ids.shape[1], device=model.device)
     logits = model(**inputs, logits_to_keep=keep, use_cache=False).logits
-    # Row by row: the float32 copy of all logits at once would double the peak memory.
     scores = [
-        -cross_entropy(row.float(), target, reduction="none")
+        _log_likelihoods(row, target)
         for row, target in zip(logits, packed.next_token[:, first:], strict=True)
     ]
     return [
         [score[branch.start - first : branch.stop - first] for branch in slices]
         for score, slices in zip(scores, packed.branches, strict=True)
     ]
+
+
+def _log_likelihoods(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """[T] float32, log p of each token; 0 where it is -100.
+
+    A few positions at a time: the float32 copy of all logits would double the peak memory, and of a
+    row's it takes twice as long as of what a cache holds (Gemma 3 270M, 262k tokens, on a CPU).
+
+    Args:
+        logits: [T, V].
+    """
+    few = max(1, _AT_A_TIME // logits.shape[-1])
+    pieces = zip(torch.split(logits, few), torch.split(tokens, few), strict=True)
+    return torch.cat([-cross_entropy(one.float(), t, reduction="none") for one, t in pieces])
 
 
 def separate_rows(rows: Iterable[Row]) -> list[Row]:
