@@ -32,7 +32,7 @@ from alignvec.files import read_json, write_json
 
 EVERY = 24  # steps between two writings: the answers are of the model that is trained on them
 _AHEAD = 2  # batches that the trainer has read before it begins a step
-_ROWS = 16  # written at once
+_ROWS = 32  # written at once
 _BEYOND = 8  # tokens that an answer may be longer than the longest response beside it
 
 
