@@ -14,6 +14,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from alignvec.base.identity import BaseId
 from alignvec.errors import AlignvecError
 from alignvec.knobs.calibration import trained_calibration
+from alignvec.serve.chat import ChatRequest
 from alignvec.serve.dial import Dial
 from alignvec.serve.errors import ErrorBody, install
 from alignvec.serve.profiles import Profiles
@@ -151,6 +152,27 @@ def test_responses_are_scored_under_a_setting(client):
     assert found["data"][0]["sum"] == -4
     assert found["alignvec"]["profile"] == "p"
     assert found["alignvec"]["beyond_safe"] == ["medical"]
+
+
+def test_a_conversation_is_scored_as_it_is_answered(tmp_path):
+    """Roles and parts mean what they mean to a chat."""
+    heard = []
+
+    class Hearing:
+        async def score(self, messages, responses, setting):
+            heard.append(messages)
+            return [(-1.0, 1)]
+
+    turns = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": part} for part in ("Why", "?")]},
+    ]
+    client = TestClient(application(tmp_path, Hearing()))
+    assert client.post("/v1/score", json={"messages": turns, "responses": ["a"]}).is_success
+    said = ChatRequest.model_validate({"model": "m", "messages": turns}).conversation
+    assert heard == [said]
+    assert said[0]["role"] == "system"
+    assert said[1]["content"] == "Why?"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -141,6 +143,8 @@ def vllm_loader(engine: str, engine_args: str | None, dtype: str | None) -> Engi
         # Before vLLM is imported: stdout is for results.
         os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        # Ended at once, this process would leave those of the engine behind.
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
         from alignvec.serve.vllm.offline import VllmModel
 
         return VllmModel(base, vectors, dtype, not any_base, arguments)

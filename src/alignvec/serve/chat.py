@@ -22,16 +22,15 @@ from alignvec.serve.errors import Refused
 from alignvec.serve.parameters import Asked
 from alignvec.serve.replies import Reply, likelihood
 from alignvec.serve.request import Piece, TokenLogprob
-from alignvec.serve.routes import Strict, Text, TextPart, Turning
+from alignvec.serve.routes import Strict, Text, Turn, Turning
 
 _SILENT = ("refusal", "annotations", "audio", "function_call", "tool_calls", "name")
 
 
-class Message(Strict):
-    """What somebody said. `developer` is another word for `system`."""
+class Message(Turn):
+    """A turn of a conversation that is to be answered."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1)]
 
     @model_validator(mode="before")
     @classmethod
@@ -44,13 +43,6 @@ class Message(Strict):
             for name, value in message.items()
             if name not in _SILENT or (value is not None and value != [])
         }
-
-    @property
-    def text(self) -> str:
-        """The content in one piece."""
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(part.text for part in self.content)
 
 
 class TextFormat(Strict):
@@ -102,13 +94,7 @@ class ChatRequest(Asked):
     @property
     def conversation(self) -> Conversation:
         """As chat templates know it."""
-        return [
-            {
-                "role": "system" if message.role == "developer" else message.role,
-                "content": message.text,
-            }
-            for message in self.messages
-        ]
+        return [message.said for message in self.messages]
 
     @property
     def wanted_tokens(self) -> int | None:

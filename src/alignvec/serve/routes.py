@@ -146,17 +146,30 @@ class TextPart(Strict):
     text: Text
 
 
-class Message(Strict):
-    """One turn of a conversation."""
+class Turn(Strict):
+    """What somebody said. `developer` is another word for `system`."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text | list[TextPart]
+    content: Text | Annotated[list[TextPart], Field(min_length=1)]
+
+    @property
+    def text(self) -> str:
+        """The content in one piece."""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content)
+
+    @property
+    def said(self) -> dict[str, str]:
+        """As chat templates know it."""
+        role = "system" if self.role == "developer" else self.role
+        return {"role": role, "content": self.text}
 
 
 class ScoreRequest(Strict):
     """Responses to a conversation, or to a question as the user's only message."""
 
-    messages: list[Message] | None = Field(default=None, min_length=1)
+    messages: list[Turn] | None = Field(default=None, min_length=1)
     prompt: Text | None = None
     responses: list[Annotated[Text, Field(min_length=1)]] = Field(
         min_length=1, max_length=_MOST_RESPONSES
@@ -174,7 +187,7 @@ class ScoreRequest(Strict):
             )  # fmt: skip
         if self.prompt is not None:
             return self.prompt
-        return [message.model_dump() for message in self.messages or ()]
+        return [turn.said for turn in self.messages or ()]
 
 
 class Score(BaseModel):
