@@ -8,10 +8,12 @@ import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -317,6 +319,30 @@ def test_a_sweep_from_a_shell_measures_the_same(place, tmp_path):
         assert other["text"]["greedy"] == one["text"]["greedy"]
         assert other["sound"] == one["sound"]
     assert Path(tmp_path / "there" / "sweep.png").exists()
+
+
+def test_a_command_that_is_terminated_leaves_no_engine_behind(place, tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"}
+    command = [
+        sys.executable, "-m", "alignvec", "eval", place / "base", "--data", place / "two.jsonl",
+        "--vector", f"ale={place / 'ale'}", "--sweep", "ale=-1:1:0.01", "--dtype", "float32",
+        "-o", tmp_path / "out", "--engine", "vllm", "--engine-args", json.dumps(ENGINE),
+    ]  # fmt: skip
+    with (
+        (tmp_path / "log").open("w") as log,
+        subprocess.Popen(command, env=environment, stdout=log, stderr=log) as ours,
+    ):
+        while not any("VLLM" in one.name() for one in engine_of(ours)):
+            assert ours.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.5)
+        engine = engine_of(ours)
+        ours.terminate()
+        assert ours.wait(60) == 143
+    assert not psutil.wait_procs(engine, timeout=20)[1]
+
+
+def engine_of(process):
+    return psutil.Process(process.pid).children(recursive=True)
 
 
 def test_options_of_one_engine_are_refused_with_the_other(place, started, tmp_path):
