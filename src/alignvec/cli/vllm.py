@@ -15,7 +15,7 @@ import typer
 from alignvec.errors import AlignvecError, check_known
 
 if TYPE_CHECKING:
-    from alignvec.vector.alignment_vector import AlignmentVector
+    from alignvec.knobs.setting import SettingLike
 
 # Options that are the other engine's, and what vLLM has instead.
 _INSTEAD = {
@@ -92,7 +92,11 @@ def become_vllm(
     given = {flag.partition("=")[0].replace("_", "-") for flag in flags}
     if taken := given & _GIVEN_BEFORE.keys():
         raise AlignvecError(f"{(flag := min(taken))} after --: give {_GIVEN_BEFORE[flag]}")
-    into, rest = _parted(vector_sources(vectors), fold)
+    sources = vector_sources(vectors)
+    folded = parse_setting(fold) if fold else {}
+    for knob in folded:
+        check_known("knob", knob, sources)
+    rest = {knob: source for knob, source in sources.items() if knob not in folded}
     told = {"ALIGNVEC_VECTORS": _written(rest), "VLLM_PLUGINS": _plugins(os.environ)}
     key = os.environ.get("VLLM_API_KEY") or os.environ.get(ENVIRONMENT)
     if key:
@@ -114,8 +118,8 @@ def become_vllm(
         pass
     folder = find_folder(base)
     bank = Bank.of(str(folder), rest, (sys.maxsize,), not any_base)
-    if into:  # the others are then on a base that is not theirs
-        folder, any_base = _folded(folder, into, any_base), True
+    if folded:  # the others are then on a base that is not theirs
+        folder, any_base = _folded(folder, sources, folded, any_base), True
         bank = Bank.of(str(folder), rest, (sys.maxsize,), False)
     dial = Dial(
         name,
@@ -142,36 +146,25 @@ def become_vllm(
     _execute(folder, flags, told)
 
 
-def _parted(
-    sources: Mapping[str, str], fold: str
-) -> tuple[dict[str, tuple[AlignmentVector, float]], dict[str, str]]:
-    """The vectors that go into the weights with their strengths, and where the others are."""
-    from alignvec.knobs.setting import check_setting, parse_setting
-    from alignvec.vector.alignment_vector import as_vector
-
-    asked = parse_setting(fold) if fold else {}
-    for knob in asked:
-        check_known("knob", knob, sources)
-    vectors = {knob: as_vector(sources[knob]) for knob in asked}
-    strengths = check_setting(asked, vectors)
-    into = {knob: (vectors[knob], strengths[knob]) for knob in asked}
-    return into, {knob: source for knob, source in sources.items() if knob not in into}
-
-
-def _folded(
-    folder: Path, into: Mapping[str, tuple[AlignmentVector, float]], any_base: bool
-) -> Path:
-    """The base with vectors in its weights, in the cache: once for the same."""
+def _folded(base: Path, sources: Mapping[str, str], setting: SettingLike, any_base: bool) -> Path:
+    """The base with a setting in its weights, in the cache: once for the same."""
+    from alignvec.base.identity import base_id
     from alignvec.base.model_weights import ModelWeights
     from alignvec.base.source import cache_folder
     from alignvec.files import hash_of
+    from alignvec.knobs.setting import check_setting
+    from alignvec.vector.alignment_vector import as_vector
     from alignvec.vector.fold import fold
 
-    told = [[knob, vector.fingerprint(), at] for knob, (vector, at) in sorted(into.items())]
-    out = cache_folder() / "folded" / hash_of(ModelWeights(folder).state, told)[:16]
+    here = base_id(base)  # on another base than its own a vector's units mean nothing
+    vectors = {knob: as_vector(sources[knob]).on(here) for knob in sorted(setting)}
+    strengths = check_setting(setting, vectors)
+    told = [[knob, vectors[knob].fingerprint(), at] for knob, at in strengths.items()]
+    out = cache_folder() / "folded" / hash_of(ModelWeights(base).state, told)[:16]
     if not out.exists():
-        fold(folder, list(into.values()), out, check_base=not any_base)
-    typer.echo(f"in the weights: {', '.join(f'{knob}={at:g}' for knob, (_, at) in into.items())}")
+        weighted = [(vectors[knob], at) for knob, at in strengths.items()]
+        fold(base, weighted, out, check_base=not any_base)
+    typer.echo(f"in the weights: {', '.join(f'{knob}={at:g}' for knob, at in strengths.items())}")
     return out
 
 
