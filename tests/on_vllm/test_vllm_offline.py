@@ -304,10 +304,9 @@ def test_a_sweep_from_a_shell_measures_the_same(place, tmp_path):
     ]  # fmt: skip
     expected = json.loads(run(*given, "-o", tmp_path / "here").stdout)
     arguments = ["--engine", "vllm", "--engine-args", json.dumps(ENGINE)]
-    environment = {k: v for k, v in os.environ.items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"}
     done = subprocess.run(
         [sys.executable, "-m", "alignvec", *given, "-o", tmp_path / "there", *arguments],
-        capture_output=True, text=True, timeout=600, env=environment,
+        capture_output=True, text=True, timeout=600, env=shell(),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -322,7 +321,6 @@ def test_a_sweep_from_a_shell_measures_the_same(place, tmp_path):
 
 
 def test_a_command_that_is_terminated_leaves_no_engine_behind(place, tmp_path):
-    environment = {k: v for k, v in os.environ.items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"}
     command = [
         sys.executable, "-m", "alignvec", "eval", place / "base", "--data", place / "two.jsonl",
         "--vector", f"ale={place / 'ale'}", "--sweep", "ale=-1:1:0.01", "--dtype", "float32",
@@ -330,7 +328,7 @@ def test_a_command_that_is_terminated_leaves_no_engine_behind(place, tmp_path):
     ]  # fmt: skip
     with (
         (tmp_path / "log").open("w") as log,
-        subprocess.Popen(command, env=environment, stdout=log, stderr=log) as ours,
+        subprocess.Popen(command, env=shell(), stdout=log, stderr=log) as ours,
     ):
         while not any("VLLM" in one.name() for one in engine_of(ours)):
             assert ours.poll() is None, (tmp_path / "log").read_text()
@@ -339,6 +337,11 @@ def test_a_command_that_is_terminated_leaves_no_engine_behind(place, tmp_path):
         ours.terminate()
         assert ours.wait(60) == 143
     assert not psutil.wait_procs(engine, timeout=20)[1]
+
+
+def shell():
+    """The environment of a command, whose engine is a process of its own."""
+    return {k: v for k, v in os.environ.items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"}
 
 
 def engine_of(process):

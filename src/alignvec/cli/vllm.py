@@ -120,7 +120,6 @@ def become_vllm(
     bank = Bank.of(str(folder), rest, (sys.maxsize,), not any_base)
     if folded:  # the others are then on a base that is not theirs
         folder, any_base = _folded(folder, sources, folded, any_base), True
-        bank = Bank.of(str(folder), rest, (sys.maxsize,), False)
     dial = Dial(
         name,
         bank.vectors,
@@ -156,11 +155,12 @@ def _folded(base: Path, sources: Mapping[str, str], setting: SettingLike, any_ba
     from alignvec.vector.alignment_vector import as_vector
     from alignvec.vector.fold import fold
 
-    here = base_id(base)  # on another base than its own a vector's units mean nothing
+    weights = ModelWeights(base)
+    here = base_id(base, weights)  # on another base than its own a vector's units mean nothing
     vectors = {knob: as_vector(sources[knob]).on(here) for knob in sorted(setting)}
     strengths = check_setting(setting, vectors)
     told = [[knob, vectors[knob].fingerprint(), at] for knob, at in strengths.items()]
-    out = cache_folder() / "folded" / hash_of(ModelWeights(base).state, told)[:16]
+    out = cache_folder() / "folded" / hash_of(weights.state, told)[:16]
     if not out.exists():
         weighted = [(vectors[knob], at) for knob, at in strengths.items()]
         fold(base, weighted, out, check_base=not any_base)

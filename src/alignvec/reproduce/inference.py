@@ -23,7 +23,7 @@ from alignvec.knobs.model import KnobModel
 from alignvec.reproduce.item import Item, Work
 from alignvec.reproduce.prompting import Prompted, system_prompt, with_examples, with_system
 from alignvec.reproduce.study import Study
-from alignvec.reproduce.training import ALONG, trainings, vector
+from alignvec.reproduce.training import ALONG, trainings, vectors
 
 TITLE = "Cost of inference"
 WAYS = ("base", "system prompt", "few-shot", "gated", "folded")
@@ -44,7 +44,7 @@ def _compared(study: Study, domain: str) -> dict[str, Any]:
     top = study.levels[-1]
     asked = study.records(domain, "test")[: study.scale.answers]
     bounds = study.bounds(domain)
-    vectors = {domain: vector(study, ALONG, domain)}
+    knobs = vectors(study, ALONG, [domain])
     told = {
         "system prompt": with_system(system_prompt({domain: top})),
         "few-shot": with_examples(study.records(domain, "train"), {domain: top}),
@@ -52,7 +52,7 @@ def _compared(study: Study, domain: str) -> dict[str, Any]:
     runs: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
     for _ in range(_ROUNDS):
         for way in WAYS:
-            model = study.models.live(vectors, mode="gate" if way == "gated" else "fold")
+            model = study.models.live(knobs, mode="gate" if way == "gated" else "fold")
             turned = {domain: study.places[top]} if way in ("gated", "folded") else {}
             with model.at(turned):
                 prompts = [one.prompt for one in asked]

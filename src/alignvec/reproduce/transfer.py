@@ -15,7 +15,7 @@ from alignvec.reproduce.item import Item, Work
 from alignvec.reproduce.safety import measured_safety
 from alignvec.reproduce.study import HARMLESS, SAFE, SAFETY, Study
 from alignvec.reproduce.subject import Turned
-from alignvec.reproduce.training import WAYS, aligned_model, turning, vector
+from alignvec.reproduce.training import WAYS, aligned_model, turning, vectors
 
 TITLE = "Transfer"
 STAGES = ("base", "safety-aligned")
@@ -52,6 +52,6 @@ def _stage_alone(study: Study) -> dict[str, Any]:
 def _moved(study: Study, way: str, stage: str, domain: str, strength: float) -> dict[str, Any]:
     """A domain's knob on a stage: the domain, and safety there."""
     base = None if stage == "base" else safety_stage(study)
-    model = study.models.measured({domain: vector(study, way, domain)}, base)
+    model = study.models.measured(vectors(study, way, [domain]), base)
     subject = Turned(model, {domain: strength})
     return {domain: study.measure(subject, domain), **measured_safety(study, subject)}
