@@ -13,17 +13,17 @@ token of each branch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from alignvec.errors import AlignvecError
 
 Tokens = Sequence[int]
-_AT_A_TIME = 2**20  # logits
+_AT_A_TIME = 2**19  # logits
 NO_NUMBERS = (
     "the model computes no numbers any more: a knob is turned too far, or some of the base's own "
     "weights are none"
@@ -138,18 +138,46 @@ def logprobs(model: PreTrainedModel, rows: Sequence[Row]) -> list[list[torch.Ten
     ]
 
 
-def _log_likelihoods(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+class _LogLikelihoods(torch.autograd.Function):
     """[T] float32, log p of each token; 0 where it is -100.
 
-    A few positions at a time: the float32 copy of all logits would double the peak memory, and what
-    fits a cache takes half as long (Gemma 3 270M with its 262k tokens, a row at a time, on a CPU).
-
-    Args:
-        logits: [T, V].
+    A few positions at a time, forth and back: that fits a cache, and there is never a float32 copy
+    of all logits. What the gradient needs of them it computes again from the norms.
     """
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Args: logits: [T, V]."""
+        highest = logits.amax(-1, keepdim=True).float()
+        sums = torch.cat([exp.sum(-1) for exp in _exponentials(logits, highest)])
+        norms = highest + sums.log()[:, None]
+        said = logits.gather(1, tokens.clamp(min=0)[:, None]).float()
+        ctx.save_for_backward(logits, tokens, norms)
+        return torch.where(tokens == -100, 0, (said - norms)[:, 0])
+
+    @staticmethod
+    def backward(ctx: Any, *above: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """d log p(t) / d logit(v) = [v = t] - p(v)."""
+        logits, tokens, norms = ctx.saved_tensors
+        weight = torch.where(tokens == -100, 0, above[0])
+        gradient, start = torch.empty_like(logits), 0
+        for shares in _exponentials(logits, norms):
+            piece = slice(start, start := start + len(shares))
+            gradient[piece] = shares.mul_(-weight[piece, None])
+        rows = torch.arange(len(tokens), device=tokens.device)
+        gradient[rows, tokens.clamp(min=0)] += weight.to(gradient.dtype)
+        return gradient, None
+
+
+_log_likelihoods: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = _LogLikelihoods.apply
+
+
+def _exponentials(logits: torch.Tensor, less: torch.Tensor) -> Iterator[torch.Tensor]:
+    """exp(logits - less) in float32, a few lines at a time, each in the place of the one before."""
     few = max(1, _AT_A_TIME // logits.shape[-1])
-    pieces = zip(torch.split(logits, few), torch.split(tokens, few), strict=True)
-    return torch.cat([-cross_entropy(one.float(), t, reduction="none") for one, t in pieces])
+    place = logits.new_empty((few, logits.shape[-1]), dtype=torch.float32)
+    for some, apart in zip(torch.split(logits, few), torch.split(less, few), strict=True):
+        yield place[: len(some)].copy_(some).sub_(apart).exp_()
 
 
 def separate_rows(rows: Iterable[Row]) -> list[Row]:
