@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,12 +129,26 @@ def _told_apart(studies: list[Results]) -> list[Results]:
 
 def _about(study: Results) -> str:
     told, number = study.told, len(study.domains)
-    reader = told.get("reader")
+    scale = told.get("scale")
     return (
         f"{study.model} on {told.get('data', 'unnamed data')}: {number} "
         f"{'domain' if number == 1 else 'domains'} ({', '.join(study.domains)}), levels "
-        f"{', '.join(study.levels)} from low to high, seed {told.get('seed', 'not told')}, "
-        f"its texts read by {reader or 'no other model'}."
+        f"{', '.join(study.levels)} from low to high, seed {told.get('seed', 'not told')}."
+        f"{_of_scale(scale) if isinstance(scale, dict) else ''} Its texts are read by "
+        f"{told.get('reader') or 'no other model'}."
+    )
+
+
+def _of_scale(scale: Mapping[str, Any]) -> str:
+    """How much was trained and measured: what a rate is to be judged by."""
+
+    def most(name: str) -> str:
+        return f"at most {scale[name]}" if scale.get(name) else "all"
+
+    return (
+        f" Trained on {most('train')} records a domain, in {scale.get('passes', '?')} passes along "
+        f"the knob; measured on {most('queries')} test queries a domain, {most('answers')} of them "
+        f"answered, with {most('tokens')} tokens."
     )
 
 
