@@ -13,9 +13,8 @@ log-likelihoods at that time is what the objective starts from.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,15 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from alignvec.align.bank import Bank
 from alignvec.align.processes import from_main
-from alignvec.base.branching import read_rows
+from alignvec.base.likelihood import response_scores
 from alignvec.base.logprobs import Row
 from alignvec.base.prompts import end_tokens
+from alignvec.errors import NoNumbersError
 from alignvec.files import read_json, write_json
 
 EVERY = 24  # steps between two writings: the answers are of the model that is trained on them
 _AHEAD = 2  # batches that the trainer has read before it begins a step
-_ROWS = 32  # written at once
+_ROWS = 64  # written at once: all, where a step has two rows
 _BEYOND = 8  # tokens that an answer may be longer than the longest response beside it
 
 
@@ -58,6 +58,9 @@ class OwnAnswers(TrainerCallback):
         self.dataset, self.work, self.start = dataset, work, start
         self._known: dict[int, tuple[list[int], float]] = {}  # place -> answer, difference
         self._until = start
+        # Of a frozen head torch makes a copy for each row, where its input is a slice of a tensor.
+        head = model.get_output_embeddings()
+        head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
 
     def replaced(self, examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The pairs with own answers where there are some, and the difference to start from."""
@@ -109,31 +112,25 @@ class OwnAnswers(TrainerCallback):
         training = self.model.training
         self.model.eval()
         with torch.no_grad():
-            for start in range(0, len(pairs), _ROWS):
-                some = pairs[start : start + _ROWS]
-                told = [
-                    (one, answer)
-                    for one, answer in zip(some, self._answers(some), strict=True)
-                    if answer and answer != one["chosen_ids"][: len(answer)]
-                ]
+            told = [
+                (one, answer)
+                for start in range(0, len(pairs), _ROWS)
+                for some in [pairs[start : start + _ROWS]]
+                for one, answer in zip(some, self._answers(some), strict=True)
+                if answer and answer != one["chosen_ids"][: len(answer)]
+            ]
+            with suppress(NoNumbersError):  # the loss says what is wrong
                 for (one, answer), before in zip(told, self._compared(told), strict=True):
-                    if math.isfinite(before):  # else the loss says what is wrong
-                        found[one["place"]] = answer, before
+                    found[one["place"]] = answer, before
         self.model.train(training)
         return found
 
     def _compared(self, told: Sequence[tuple[Mapping[str, Any], list[int]]]) -> list[float]:
         """How much likelier each chosen response is than the answer, in nats a token."""
-        if not told:
-            return []
         rows = [Row(one["prompt_ids"], [one["chosen_ids"], answer]) for one, answer in told]
         turned = _strengths([one for one, _ in told], self.model.device)
-
-        def within(owners: list[int]) -> AbstractContextManager[None]:
-            return self.bank.turned(turned[owners])
-
-        read = read_rows(self.model, rows, within, self.model)
-        return [(chosen.mean() - answer.mean()).item() for chosen, answer in read]
+        found = response_scores(self.model, rows, within=lambda of: self.bank.turned(turned[of]))
+        return [chosen - answer for chosen, answer in found]
 
     def _answers(self, pairs: Sequence[Mapping[str, Any]]) -> list[list[int]]:
         """Greedy answers as tokens, with the end of the turn if it came."""
