@@ -22,7 +22,7 @@ def became(monkeypatch, tmp_path):
     for name in ("VLLM_PLUGINS", "VLLM_API_KEY", "ALIGNVEC_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("alignvec.cli.vllm.find_spec", lambda _: True)
+    monkeypatch.setattr("alignvec.cli.vllm.check_vllm", lambda extras: None)
     monkeypatch.setattr("alignvec.cli.vllm._execute", lambda *told: calls.append(told))
     return calls
 
@@ -122,7 +122,7 @@ def test_another_base_is_another_base(tiny, words, became):
 
 def test_without_vllm_it_says_where_to_get_it(words, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
-    monkeypatch.setattr("alignvec.cli.vllm.find_spec", lambda _: None)
+    monkeypatch.setattr("alignvec.cli.inputs.find_spec", lambda _: None)
     assert "pip install 'alignvec[vllm]'" in refused(*words)
 
 

@@ -132,12 +132,7 @@ def vllm_loader(engine: str, engine_args: str | None, dtype: str | None) -> Engi
         raise AlignvecError(
             "--engine-args is no JSON object; write it as '{\"tensor_parallel_size\": 8}'"
         )
-    found = find_spec("vllm")
-    if found is None or found.origin is None:  # a folder of that name is no package
-        raise AlignvecError(
-            "vLLM is not installed here; in an environment of its own: "
-            "pip install 'alignvec[vllm,search]'"
-        )
+    check_vllm("vllm,search")
 
     def load(base: str, vectors: Mapping[str, AlignmentVector], any_base: bool) -> Running:
         # Before vLLM is imported: stdout is for results.
@@ -150,6 +145,20 @@ def vllm_loader(engine: str, engine_args: str | None, dtype: str | None) -> Engi
         return VllmModel(base, vectors, dtype, not any_base, arguments)
 
     return load
+
+
+def check_vllm(extras: str) -> None:
+    """Say which `extras` bring vLLM, if it is not there.
+
+    Raises:
+        AlignvecError: vLLM is not installed.
+    """
+    found = find_spec("vllm")
+    if found is None or found.origin is None:  # a folder of that name is no package
+        raise AlignvecError(
+            "vLLM is not installed here; in an environment of its own: "
+            f"pip install 'alignvec[{extras}]'"
+        )
 
 
 def levels_of(levels: str | None, spectrum: str | None) -> tuple[list[str] | None, dict[str, str]]:

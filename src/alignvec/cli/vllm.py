@@ -6,12 +6,12 @@ import os
 import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, entry_points, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from alignvec.cli.inputs import check_vllm, vector_sources
 from alignvec.errors import AlignvecError, check_known
 
 if TYPE_CHECKING:
@@ -75,12 +75,8 @@ def become_vllm(
     Raises:
         AlignvecError: something is not there or does not fit, or vLLM is not installed.
     """
-    if find_spec("vllm") is None:
-        raise AlignvecError(
-            "vLLM is not installed here; in an environment of its own: pip install 'alignvec[vllm]'"
-        )
+    check_vllm("vllm")
     from alignvec.base.source import find_folder
-    from alignvec.cli.inputs import vector_sources
     from alignvec.knobs.setting import parse_setting
     from alignvec.route.router import Router
     from alignvec.serve.address import address_of, bound, is_local
