@@ -71,12 +71,13 @@ def families() -> str:
 
 
 def lines() -> str:
-    """What a knob does where training put its levels: rates, and the text beside them; last, what
-    one does that was trained on given texts alone.
+    """What a knob does where training put its levels: rates, and the text beside them; then on
+    another base; last, what one does that was trained on given texts alone.
     """
     rows = []
-    given = result("lines-given")["runs"]
-    runs = result("lines")["runs"] | {f"{name}, given texts alone": given[name] for name in given}
+    runs = result("lines")["runs"]
+    for file, what in (("lines-gemma3-270m", "Gemma 3 270M"), ("lines-given", "given texts alone")):
+        runs |= {f"{name}, {what}": run for name, run in result(file)["runs"].items()}
     for name, run in runs.items():
         base, *checks = run["levels"]
         for check in (base, *checks):
