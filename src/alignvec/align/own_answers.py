@@ -112,11 +112,11 @@ class OwnAnswers(TrainerCallback):
         training = self.model.training
         self.model.eval()
         with torch.no_grad():
+            starts = range(0, len(pairs), _ROWS)
+            answers = [one for at in starts for one in self._answers(pairs[at : at + _ROWS])]
             told = [
                 (one, answer)
-                for start in range(0, len(pairs), _ROWS)
-                for some in [pairs[start : start + _ROWS]]
-                for one, answer in zip(some, self._answers(some), strict=True)
+                for one, answer in zip(pairs, answers, strict=True)
                 if answer and answer != one["chosen_ids"][: len(answer)]
             ]
             with suppress(NoNumbersError):  # the loss says what is wrong
