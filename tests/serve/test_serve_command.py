@@ -84,6 +84,21 @@ def test_a_server_is_stopped_when_it_has_finished(place):
         assert ASK[0]["content"] not in log
 
 
+def test_a_page_that_is_open_does_not_keep_a_server_from_its_end(place):
+    with (
+        serving(place) as (process, url),
+        httpx.stream("GET", f"{url}/gradio_api/heartbeat/abc", timeout=60) as open_page,
+    ):
+        pieces = open_page.iter_text()
+        assert "ALIVE" in next(pieces)
+        process.send_signal(signal.SIGINT)
+        assert "".join(pieces) == ""  # ended, not torn off
+        assert process.wait(4) == 0  # before uvicorn gives up on requests
+        log = process.stderr.read()
+        assert "Traceback" not in log
+        assert "Cancel" not in log
+
+
 def test_who_is_not_finished_in_time_is_told(place):
     with serving(place, "--drain", "0.2", "--no-page") as (process, url):
         stream = long(client_of(url), max_tokens=440, n=8)

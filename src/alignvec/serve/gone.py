@@ -23,8 +23,17 @@ async def unless_gone(request: HttpRequest, work: Coroutine[Any, Any, Result]) -
     Raises:
         Gone: it did.
     """
+    return await unless(_gone(request), work)
+
+
+async def unless(end: Coroutine[Any, Any, object], work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of some work, which is cancelled when `end` comes first.
+
+    Raises:
+        Gone: it did.
+    """
     task = asyncio.create_task(work)
-    gone = asyncio.create_task(_gone(request))
+    gone = asyncio.create_task(end)
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():

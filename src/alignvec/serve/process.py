@@ -58,8 +58,23 @@ def run(
     Server(config, app, engine, drain, ready).run(sockets=[found])
 
 
-class Server(uvicorn.Server):
-    """Uvicorn, with an end of our own."""
+class Closing(uvicorn.Server):
+    """Uvicorn that says when it closes: a page that is open keeps a request for as long."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        """Args: app: its `state.closing`, if there is one, is an event that is set at the end."""
+        super().__init__(config)
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Uvicorn's, which waits for all requests."""
+        if closing := getattr(self._app.state, "closing", None):
+            closing.set()
+        await super().shutdown(sockets)
+
+
+class Server(Closing):
+    """With an end of our own."""
 
     def __init__(
         self,
@@ -69,8 +84,7 @@ class Server(uvicorn.Server):
         drain: float,
         ready: Callable[[], None],
     ) -> None:
-        super().__init__(config)
-        self._app = app
+        super().__init__(config, app)
         self._engine = engine
         self._drain = drain
         self._ready = ready

@@ -6,7 +6,7 @@ import asyncio
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from starlette.types import Receive, Scope, Send
 from alignvec.serve.address import address_of, bound, is_local, url_of
 from alignvec.serve.body import BodyLimit
 from alignvec.serve.errors import install
+from alignvec.serve.gone import Gone, unless
 from alignvec.serve.playground.client import Client
 from alignvec.serve.playground.page import build
+from alignvec.serve.process import Closing
 from alignvec.serve.security import Access, Guard
 
 # All of Gradio that the page uses. What is not here, above all what reads or takes files or
@@ -30,6 +32,7 @@ _USED = re.compile(
     r"/|/config|/theme\.css|/favicon\.ico|/manifest\.json|/(assets|static|svelte)/.*"
     r"|/gradio_api/(queue/(join|data)|heartbeat/\w+|cancel|reset|startup-events|app_id)"
 )
+_OPEN = re.compile("/gradio_api/heartbeat/")  # a request that lasts as long as a page is open
 _END = 2  # seconds that open pages have when the server stops
 _MOST, _SLOWEST = 1 << 22, 60.0  # bytes of what a page sends, with its talk; seconds it may take
 
@@ -73,12 +76,20 @@ class _OnlyUsed(Mount):
         wherever the host is not called localhost.
         """
         headers = [(name, value) for name, value in scope["headers"] if name != b"origin"]
-        await super().handle({**scope, "headers": headers}, receive, send)
+        answer = super().handle({**scope, "headers": headers}, receive, send)
+        if not _OPEN.search(scope["path"]):
+            await answer
+            return
+        with suppress(Gone):
+            await unless(scope["app"].state.closing.wait(), answer)
+            return
+        await send({"type": "http.response.body"})
 
 
 def mount(app: FastAPI, url: str, key: str | None = None) -> None:
     """Put the page at `/` of an application, below whatever is there already.
 
+    Open pages are let go when the event `state.closing` of the application is set (`Closing`).
     Nothing leaves the machine: no fonts, scripts or counts come from or go elsewhere.
 
     Args:
@@ -95,6 +106,7 @@ def mount(app: FastAPI, url: str, key: str | None = None) -> None:
         font_mono=["ui-monospace", "monospace"],
     )
     page = build(Client(url, key))
+    app.state.closing = asyncio.Event()
     page.has_launched = True  # of a mounted page Gradio forgets it, and with it its checks of paths
     gr.mount_gradio_app(
         app,
@@ -137,7 +149,7 @@ def serving(url: str, host: str, port: int, key: str | None = None) -> Iterator[
     config = uvicorn.Config(
         app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=_END
     )
-    server = uvicorn.Server(config)
+    server = Closing(config, app)
     with bound(host, port) as found:
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[found])))
         thread.start()
