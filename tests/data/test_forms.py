@@ -43,6 +43,9 @@ def read(tmp_path, rows, name="d.jsonl"):
           "messages": [ASK, YES], **FULL}, "What is 1?"),
         (FULL, "What is 1?"),
         ({"prompt": None, **FULL}, "What is 1?"),
+        ({"prompt": [], **FULL}, "What is 1?"),
+        ({"prompt": "What is 1?", "query": "1?", "chosen": "It is 1.", "rejected": "No idea."},
+         "What is 1?"),
         ({"prompt": [SYSTEM, ASK], "chosen": [YES], "rejected": [NO]}, [SYSTEM, ASK]),
         ({"prompt": [*EARLIER, ASK], "chosen": [YES], "rejected": [NO]}, [*EARLIER, ASK]),
         ({"chosen": [SYSTEM, *EARLIER, ASK, YES], "rejected": [SYSTEM, *EARLIER, ASK, NO]},
@@ -275,3 +278,25 @@ def test_our_own_form_is_as_it_was():
         "id": "a", "domain": "tea", "query": "how?", "messages": (),
         "levels": {"prompt": "a note", "expert": "z"},
     }  # fmt: skip
+
+
+def test_a_dialogue_after_a_prompt_of_its_own_is_an_answer():
+    chosen, rejected = "Human: Hi\n\nAssistant: Hello", "Human: Hi\n\nAssistant: Bye"
+    found = record_fields({"prompt": "Write a dialogue", "chosen": chosen, "rejected": rejected})
+    assert (found["query"], found["levels"]) == (
+        "Write a dialogue", {"chosen": chosen, "rejected": rejected},
+    )  # fmt: skip
+    found = record_fields({"prompt": "Hi", "chosen": chosen, "rejected": rejected})
+    assert (found["query"], found["levels"]) == ("Hi", {"chosen": "Hello", "rejected": "Bye"})
+
+
+@pytest.mark.parametrize("after", ["\n\nIs this dialogue polite?", " Sure,"])
+def test_a_prompt_that_holds_a_dialogue_is_one_text(after):
+    prompt = f"Human: Hi\n\nAssistant:{after}"
+    found = record_fields({"prompt": prompt, "chosen": "a", "rejected": "b"})
+    assert (found["query"], found["messages"]) == (prompt, ())
+
+
+def test_a_dialogue_with_the_line_ends_of_windows():
+    prompt = "\r\n\r\nHuman: Hi\r\n\r\nAssistant:"
+    assert record_fields({"prompt": prompt, "chosen": "a", "rejected": "b"})["query"] == "Hi"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("alignvec.cli")
 
 app = typer.Typer()
+_NAME = re.compile(r"(?!.*\.(json|png|svg|md)$)[\w-][\w .-]{0,99}")
+_NAMES = "letters, digits, spaces and . _ - make one, and it is none of a file of the output"
 _CHECKED = 12  # records that the rates of the check are measured on
 
 
@@ -107,7 +110,8 @@ def align(
         typer.Option(
             "--learning-rate",
             "--lr",
-            help="Default: 1e-3; with --one-sided .016 over the steps, at most 1e-3.",
+            help="Default: 1e-3; with --one-sided .016 over the steps, at most 1e-3; both times "
+            "the gain of the layers in that of the embedded model. With --method full: 5e-6.",
         ),
     ] = None,
     beta: Annotated[
@@ -332,10 +336,10 @@ def _records_by_knob(
         records = records_of(source, levels, one and one.strip(), split, "train")[:limit]
         names = {record.domain for record in records}
         knob = names.pop() if len(names) == 1 else Path(source).stem
+        if len(data) * len(domains) > 1 and not _NAME.fullmatch(knob):
+            raise AlignvecError(f"'{knob}' cannot be the name of a knob's folder: {_NAMES}")
         if knob in found:
-            raise AlignvecError(
-                f"two knobs would be called '{knob}'; give each a domain of its own"
-            )
+            raise AlignvecError(f"two knobs would be called '{knob}'; give each its own domain")
         found[knob] = records
     return found
 

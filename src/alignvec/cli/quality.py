@@ -20,6 +20,7 @@ from alignvec.cli.options import (
     check_folder,
 )
 from alignvec.cli.output import print_json, print_table
+from alignvec.errors import AlignvecError
 
 app = typer.Typer()
 
@@ -63,6 +64,8 @@ def clean(
     from alignvec.files import check_free
     from alignvec.report.data import rejected_table
 
+    if out.suffix.lower() in (".csv", ".tsv", ".parquet", ".arrow", ".gz"):
+        raise AlignvecError(f"{out}: what is kept is written as JSON Lines; call it .jsonl")
     for path in (out, rejected_path(out)):
         check_apart(path, data)
         check_free(path, overwrite)

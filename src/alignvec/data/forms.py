@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -33,7 +34,9 @@ def record_fields(row: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: there is no prompt or no pair in it; with the field.
     """
-    fields = {name: value for name, value in row.items() if value is not None}
+    fields = {name: value for name, value in row.items() if not _is_absent(value)}
+    if not str(fields.get("domain", "general")).strip():
+        del fields["domain"]
     if "completion" in fields and isinstance(fields.get("label"), bool):
         raise ValueError(
             "fields 'completion' and 'label' judge one answer alone (as for KTO); a preference has "
@@ -42,10 +45,15 @@ def record_fields(row: Mapping[str, Any]) -> dict[str, Any]:
     for name in _UNREAD:
         if not _is_nothing(fields.get(name)):
             raise ValueError(f"field '{name}' is part of the prompt there, and cannot be read here")
+    # TRL has it so: where a pair is given, what is asked is the prompt, whatever else is there.
+    first = ("prompt",) if {"chosen", "rejected"} <= fields.keys() else ()
+    asked = next((name for name in (*first, *ASKED) if name in fields), None)
     for name in ("chosen", "rejected"):
         if isinstance(fields.get(name), str) and _is_dialogue(fields[name]):
-            fields[name] = _turns(fields[name])
-    asked = next((name for name in ASKED if name in fields), None)
+            # After a prompt of its own a dialogue is an answer, unless it begins with that prompt.
+            before = fields.get(asked) if asked else None
+            if not isinstance(before, str) or before.strip() in fields[name]:
+                fields[name] = _turns(fields[name])
     chat, fields = _prompt(asked, fields)
     system = fields.pop("system", None)
     if isinstance(system, str) and system.strip() and chat[0]["role"] != "system":
@@ -78,7 +86,11 @@ def _prompt(asked: str | None, fields: dict[str, Any]) -> tuple[Conversation, di
     """
     prompt = fields.get(asked) if asked else None
     chosen, rejected = fields.get("chosen"), fields.get("rejected")
-    if isinstance(chosen, list) and isinstance(rejected, list) and not isinstance(prompt, list):
+    if (
+        isinstance(chosen, list)
+        and isinstance(rejected, list)
+        and not (isinstance(prompt, list) and prompt)
+    ):
         shared = _common_start(chosen, rejected)
         if shared:
             fields = {
@@ -101,7 +113,7 @@ def _prompt(asked: str | None, fields: dict[str, Any]) -> tuple[Conversation, di
         )
     if asked == "instruction" and fields.get("input"):
         raise ValueError("fields 'instruction' and 'input' are two prompts; join them in one")
-    if isinstance(prompt, str) and _is_dialogue(prompt):
+    if isinstance(prompt, str) and _is_dialogue(prompt) and _awaits_answer(prompt):
         prompt = [turn for turn in _turns(prompt) if turn["content"]]
     if isinstance(prompt, list):
         return _chat(asked, prompt), fields
@@ -181,16 +193,29 @@ def _response(name: str, value: Any) -> str | None:
 
 
 def _is_dialogue(text: str) -> bool:
-    return text.lstrip().startswith("Human:") and "\n\nAssistant:" in text
+    return text.lstrip().startswith("Human:") and "\n\nAssistant:" in _plain_ends(text)
+
+
+def _awaits_answer(dialogue: str) -> bool:
+    return _plain_ends(dialogue).rstrip().endswith("\n\nAssistant:")
+
+
+def _plain_ends(text: str) -> str:
+    return text.replace("\r\n", "\n")
 
 
 def _turns(text: str) -> Conversation:
     """A dialogue in one text, as HH-RLHF writes it, as messages."""
-    _, *parts = _TURN.split("\n\n" + text.lstrip())
+    _, *parts = _TURN.split("\n\n" + _plain_ends(text).lstrip())
     return [
         {"role": _ROLES[who], "content": said.strip()}
         for who, said in zip(parts[::2], parts[1::2], strict=True)
     ]
+
+
+def _is_absent(value: Any) -> bool:
+    """Null, or the NaN that pandas has for it."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _is_nothing(value: Any) -> bool:

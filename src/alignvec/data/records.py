@@ -139,6 +139,10 @@ def read_entries(kind: type[SomeEntry], path: Path) -> list[SomeEntry]:
     """
     found: dict[str, SomeEntry] = {}
     for place, fields in rows(str(path)):
+        if isinstance(fields, dict):  # as in records: null is absent, and a number may be an id
+            fields = {name: value for name, value in fields.items() if value is not None}
+            if type(fields.get("id")) in (int, float):
+                fields["id"] = str(fields["id"])
         entry = validated(kind, fields, place)
         if entry.id in found:
             raise AlignvecError(f"{place}: field 'id': '{entry.id}' is used before")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import glob
 import gzip
 import itertools
 import json
@@ -20,6 +21,9 @@ _APART = ("safety", "harmless")  # built-in domains with levels of their own
 _JSON = (".jsonl", ".ndjson", ".json")
 _TABLES = (".csv", ".tsv")
 _COLUMNS = (".parquet", ".arrow")  # that datasets reads
+_FILES = (*_JSON, *_TABLES, *_COLUMNS, ".gz", ".zip", ".zst", ".xz", ".xlsx", ".txt")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:.+)?")
+_MESSAGES = re.compile(r"\s*(\[\s*)?\{")
 _LONGEST_CELL = 2**31 - 1
 _BETWEEN = ", \t\r\n"  # two items of an array
 
@@ -48,17 +52,21 @@ def rows(source: str, domain: str | None = None) -> Iterator[tuple[str, Any]]:
     elif path.is_file() and kind in _TABLES:
         yield from _table_rows(path)
     elif path.is_file() and path.suffix.lower() in _COLUMNS:
-        yield from _dataset_rows(path.name, kind.removeprefix("."), data_files=str(path))
-    elif path.is_dir() or ("/" in source and not path.is_absolute() and not path.suffix):
-        name, _, config = source.partition(":")
-        if not name.strip(" /"):
-            raise AlignvecError(f"'{source}' names no data: a file, a dataset folder or a hub id")
-        yield from _dataset_rows(source, name, name=config or None)
+        yield from _dataset_rows(
+            path.name, kind.removeprefix("."), data_files=glob.escape(str(path))
+        )
+    elif path.is_dir():
+        yield from _folder_rows(source, path)
     elif path.is_file():
         raise AlignvecError(
             f"{source}: records are in JSON Lines (.jsonl), a JSON array (.json), a table (.csv, "
             ".tsv), Parquet (.parquet), or a folder of a dataset"
         )
+    elif (folder := Path(source.partition(":")[0]).expanduser()).is_dir():
+        yield from _folder_rows(source, folder, source.partition(":")[2])
+    elif _HUB_ID.fullmatch(source) and path.suffix.lower() not in _FILES:
+        name, _, config = source.partition(":")
+        yield from _dataset_rows(source, name, name=config or None)
     else:
         raise AlignvecError(f"no data at '{source}': no such file or folder")
 
@@ -98,8 +106,12 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
         with open_file(path, "rb") as file:
             for number, raw in enumerate(file, start=1):
-                if b"\0" in raw:  # UTF-16, that some programmes call Unicode
-                    raise UnicodeError
+                if nuls := raw.count(b"\0"):
+                    if nuls >= len(raw) // 3:  # UTF-16, that some programmes call Unicode
+                        raise UnicodeError
+                    raise AlignvecError(
+                        f"{path.name}, line {number}: a NUL byte, as where writing was cut off"
+                    )
                 yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeError:
         raise AlignvecError(
@@ -173,7 +185,8 @@ def _parsed(text: str, name: str, number: int) -> Any:
     except RecursionError:
         raise AlignvecError(f"{name}, line {number}: nested too deep") from None
     except ValueError as error:
-        raise AlignvecError(f"{name}, line {number}: {error}") from None
+        said = "a number of too many digits" if "int_max_str" in str(error) else error
+        raise AlignvecError(f"{name}, line {number}: {said}") from None
     return value
 
 
@@ -198,7 +211,15 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _table_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a table by the names in its first line. An empty cell is an absent field."""
     csv.field_size_limit(_LONGEST_CELL)
-    texts = (text for _, text in _lines(path))
+    begun: list[int] = []  # the lines with text that the reader took since the last row
+
+    def read() -> Iterator[str]:
+        for number, text in _lines(path):
+            if text.strip():
+                begun.append(number)
+            yield text
+
+    texts = read()
     head = next((text for text in texts if text.strip()), "")
     delimiter = max(",;\t", key=head.count)  # sheets write what is usual where they run
     if "\r" in head.rstrip("\r\n"):
@@ -207,15 +228,17 @@ def _table_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     names = _header(path.name, reader)
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise AlignvecError(f"{path.name}: the column '{twice}' comes twice")
-    before = reader.line_num
+    begun.clear()
     try:
         for row in reader:
-            place, before = f"{path.name}, line {before + 1}", reader.line_num
+            place = f"{path.name}, line {begun[0]}"
+            begun.clear()
             if None in row:
                 raise AlignvecError(f"{place}: more cells than the table has columns")
             yield place, {name: _cell(f"{place}: field '{name}'", row[name]) for name in names}
     except csv.Error as error:
-        raise AlignvecError(f"{path.name}, line {before + 1}: no row of a table: {error}") from None
+        line = begun[0] if begun else reader.line_num
+        raise AlignvecError(f"{path.name}, line {line}: no row of a table: {error}") from None
 
 
 def _header(name: str, reader: csv.DictReader[str]) -> list[str]:
@@ -227,27 +250,66 @@ def _header(name: str, reader: csv.DictReader[str]) -> list[str]:
 
 def _cell(place: str, text: str | None) -> Any:
     """A cell's text. Messages in it are JSON; what else a programme may make of them is no text."""
-    if not (text and text.lstrip().startswith("[{")):
+    begin = text and _MESSAGES.match(text)
+    if not begin:
         return text or None
     try:
-        return json.loads(text)
+        found = json.loads(text or "")
     except (ValueError, RecursionError):
+        if not begin[1]:  # a text in braces
+            return text
         raise AlignvecError(
             f"{place} looks like messages, but is not JSON; save the data as JSON Lines or Parquet"
         ) from None
+    if isinstance(found, dict):  # one message
+        return [found] if {"role", "content"} <= found.keys() else text
+    return found
+
+
+def _folder_rows(source: str, folder: Path, config: str = "") -> Iterator[tuple[str, Any]]:
+    if not source.strip(" /:"):
+        raise AlignvecError(f"'{source}' names no data: a file, a dataset folder or a hub id")
+    saved = any((folder / name).exists() for name in ("dataset_dict.json", "state.json"))
+    if not saved and glob.has_magic(str(folder)):
+        raise AlignvecError(
+            f"{source}: [ ] * and ? in the name of a folder stand for other names where datasets "
+            "reads it; call it otherwise"
+        )
+    yield from _dataset_rows(source, str(folder), name=config or None)
 
 
 def _dataset_rows(source: str, path: str, **options: Any) -> Iterator[tuple[str, Any]]:
     # An extra; text files are read without it.
-    from datasets import load_dataset, load_from_disk
+    from datasets import ClassLabel, load_dataset, load_from_disk
 
     try:
-        if (Path(path) / "dataset_info.json").exists():
+        if (Path(path) / "state.json").exists():
             dataset: Any = load_from_disk(path)
+        elif (Path(path) / "dataset_dict.json").exists():
+            parts = load_from_disk(path)
+            if "train" not in parts:
+                raise AlignvecError(
+                    f"{source} has no part 'train', but {', '.join(parts)}: give the folder of one"
+                )
+            dataset = parts["train"]
         else:
             dataset = load_dataset(path, split="train", streaming=True, **options)
+        kinds = (dataset.features or {}).items()
+        classes = {name: kind.names for name, kind in kinds if isinstance(kind, ClassLabel)}
+        of_text = dataset.info.builder_name == "csv"
         for number, row in enumerate(dataset, start=1):
-            yield f"{source}, row {number}", row
+            place = f"{source}, row {number}"
+            for name, names in classes.items():
+                if row[name] is not None:
+                    row[name] = names[row[name]] if row[name] >= 0 else None
+            if of_text:
+                row = {
+                    name: _cell(f"{place}: field '{name}'", value)
+                    if isinstance(value, str)
+                    else value
+                    for name, value in row.items()
+                }
+            yield place, row
     except AlignvecError:
         raise
     except Exception as error:  # whatever the file format's reader raises

@@ -101,7 +101,12 @@ def _from_annotations(path: Path, levels: Sequence[str] | None) -> Ratings:
     store = Annotations(path)
     if levels and sorted(levels) != sorted(store.levels):
         raise AlignvecError(f"the levels of {path} are {', '.join(store.levels)}")
-    names = {key: f"{item.record}:{item.level}" for key, item in store.items.items()}
+    names: dict[int, str] = {}
+    told: Counter[str] = Counter()
+    for key, item in store.items.items():  # of records that are there twice each has its answers
+        name = f"{item.record}:{item.level}"
+        told[name] += 1
+        names[key] = name if told[name] == 1 else f"{name}#{told[name]}"
     chosen: dict[str, dict[str, str]] = {}
     about: dict[str, dict[str, Any]] = {
         names[key]: {"query": item.query, "response": item.response, "notes": {}}

@@ -18,7 +18,9 @@ _RARE_SHARE = 0.01  # a domain of fewer records is a slip
 _USUAL_SHARE = 0.5
 _KNOWN_LEVELS = (LEVELS, ("unsafe", "safe"), ("rejected", "chosen"))
 _SAMPLE = 200  # records that tell the language of a domain
-_SENTENCE_END = regex.compile(r"""[\p{Sentence_Terminal}\p{Thai}\p{Lao}][\p{Pe}\p{Pf}"']*\s*$""")
+_SENTENCE_END = regex.compile(
+    r"""[\p{Sentence_Terminal}\p{Thai}\p{Lao}][\p{Pe}\p{Pf}\p{Cf}"']*\s*$"""
+)
 
 
 @dataclass(frozen=True)

@@ -126,9 +126,9 @@ def can_tell_refusals(expected: Expected) -> bool:
     return expected.spectrum is not None and expected.language == "en"
 
 
-# Thai and Lao put nothing at the end of a sentence.
+# Thai and Lao put nothing at the end of a sentence; behind it may be marks of direction.
 _ENDING = regex.compile(
-    r"""[\p{Sentence_Terminal}\p{Emoji_Presentation}\p{Thai}\p{Lao}][\p{Pe}\p{Pf}"']*\s*$"""
+    r"""[\p{Sentence_Terminal}\p{Emoji_Presentation}\p{Thai}\p{Lao}][\p{Pe}\p{Pf}\p{Cf}"']*\s*$"""
 )
 _TRAILING = regex.compile(r"(?:\.\.|…)\W*$")
 
