@@ -116,7 +116,7 @@ def test_what_peft_computes_over_a_tied_head(options, tiny, tmp_path):
     ("options", "field"),
     [
         ({"modules_to_save": ["embed_tokens"]}, "modules_to_save.*embed_tokens.weight"),
-        ({"target_modules": ["embed_tokens"]}, "embed_tokens.weight alone, .* tied"),
+        ({"target_modules": ["embed_tokens"]}, "embed_tokens.weight by factors, .* tied"),
     ],
     ids=str,
 )
@@ -124,6 +124,22 @@ def test_one_of_a_tied_pair_is_refused(options, field, tiny, tmp_path):
     base = tiny("llama", tie_word_embeddings=True)
     with pytest.raises(AlignvecError, match=field):
         AlignmentVector.extract(base, trained(base, tmp_path / "a", **options))
+
+
+def test_rows_of_a_tied_head_are_refused_for_what_they_are(tiny, tmp_path):
+    base = tiny("llama", tie_word_embeddings=True)
+    folder = trained(base, tmp_path / "a", trainable_token_indices={"lm_head": [4]})
+    with pytest.raises(AlignvecError, match=r"lm_head\.weight is tied to"):
+        AlignmentVector.extract(base, folder)
+
+
+def test_an_adapter_of_another_base_is_refused_by_the_tensor(tiny, tmp_path):
+    deeper, other = tiny("llama", num_hidden_layers=3), tiny("gpt2")
+    for base, name in ((deeper, "model.layers.2"), (other, "transformer.h.0")):
+        modules = ["c_attn"] if base == other else ["q_proj"]
+        folder = trained(base, tmp_path / base.name, target_modules=modules)
+        with pytest.raises(AlignvecError, match=rf"{name}\..*which the base does not have"):
+            AlignmentVector.extract(tiny(), folder)
 
 
 REFUSED = {
@@ -167,7 +183,8 @@ def test_more_than_factors_is_refused_by_its_field(name, tiny, tmp_path):
         ({"arrow_config": {"top_k": 2}}, "arrow_config"),
         ({"of_a_later_peft": {"a": 1}}, "field 'of_a_later_peft': it is not known"),
         ({"peft_type": "LOHA"}, "field 'peft_type': LOHA is no LoRA"),
-        ({"trainable_token_indices": [4]}, None),
+        ({"trainable_token_indices": [4]}, "rows of the embedding that were trained are missing"),
+        ({"modules_to_save": ["lm_head"]}, "the trained copy of lm_head.weight is missing"),
         ({"of_a_later_peft": None, "another": False}, None),
         ({"init_lora_weights": "eva", "eva_config": {"rho": 2.0}}, None),
         ({"init_lora_weights": None, "peft_version": "9.0"}, None),

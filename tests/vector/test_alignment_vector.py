@@ -277,6 +277,51 @@ def test_a_damaged_vector_is_refused_in_one_line(break_it, message, tiny, nudged
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop("a.weight"), "a.lora_A.weight is in the weights but not in"),
+        (lambda tensors: tensors["a.weight"].update(rank=2), "a.weight has factors of rank 4, not"),
+    ],
+)
+def test_factors_that_the_metadata_does_not_tell_of_are_refused(change, message, tmp_path):
+    deltas = {f"{n}.weight": LowRank(torch.randn(4, 8), torch.randn(8, 4)) for n in "ab"}
+    deltas["b.weight"] = LowRank(torch.randn(3, 8), torch.randn(8, 3))  # padded, and no harm
+    AlignmentVector(deltas, BASE).save_pretrained(tmp_path / "av")
+    assert AlignmentVector.from_pretrained(tmp_path / "av").deltas["b.weight"].rank == 3
+    tensors = json.loads((tmp_path / "av" / "alignment_vector.json").read_text())["tensors"]
+    change(tensors)
+    damage_metadata(tmp_path / "av", tensors=tensors)
+    with pytest.raises(AlignvecError, match=message):
+        AlignmentVector.from_pretrained(tmp_path / "av")
+
+
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, False),
+        ({"rms_norm_eps": 0.1}, False),
+        ({"hidden_act": "gelu"}, False),
+        ({"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}, True),
+        ({"model_type": "mistral"}, True),
+        ({"head_dim": 8, "max_position_embeddings": 99, "use_cache": False}, None),
+    ],
+    ids=str,
+)
+def test_a_config_that_makes_other_of_the_weights(changes, refused, tiny, tmp_path, caplog):
+    for file in tiny().iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
+    if refused:
+        with pytest.raises(AlignvecError, match=r"differ in architecture: .* config and"):
+            AlignmentVector.extract(tiny(), tmp_path)
+        return
+    AlignmentVector.extract(tiny(), tmp_path)
+    told = "the base computes otherwise than the aligned model"
+    assert (told in caplog.text) == (refused is False)
+
+
 def poison(file):
     tensors = load_file(file)
     tensors["model.norm.weight"][0] = float("nan")

@@ -46,6 +46,14 @@ from alignvec.errors import AlignvecError, printable
 from alignvec.files import read_object
 
 _PEFT_PACKS = ("mixtral", "qwen2_moe")  # the layouts of experts in its conversion of adapters
+_COMPUTES = (
+    "model_type", "num_attention_heads", "num_key_value_heads", "head_dim", "rope_parameters",
+    "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "hidden_act",
+    "hidden_activation", "activation_function", "sliding_window", "layer_types",
+    "num_experts_per_tok", "attn_logit_softcapping", "final_logit_softcapping",
+    "query_pre_attn_scalar", "logit_scale", "logits_scaling", "embedding_multiplier",
+    "residual_multiplier", "attention_multiplier",
+)  # fmt: skip
 _MANY = 10_000  # layers, experts, labels: more than any language model has
 
 
@@ -79,6 +87,18 @@ class Architecture:
             for name, module in model.named_modules()
             if isinstance(module, Conv1D)
         )
+
+    @property
+    def computes(self) -> dict[str, Any]:
+        """The fields of the config that say what is made of the same weights."""
+        config: Any = self._model.config.get_text_config()
+        told = {name: getattr(config, name, None) for name in _COMPUTES}
+        told["model_type"] = str(told["model_type"]).removesuffix("_text")
+        heads, width = told["num_attention_heads"], getattr(config, "hidden_size", None)
+        told["num_key_value_heads"] = told["num_key_value_heads"] or heads
+        if isinstance(heads, int) and isinstance(width, int):
+            told["head_dim"] = told["head_dim"] or width // heads
+        return {name: value for name, value in told.items() if value is not None}
 
     @classmethod
     def of_checkpoint(cls, folder: Path, stored: Iterable[str]) -> Architecture | None:
@@ -186,6 +206,10 @@ class Architecture:
             if pattern is not None and home in self.live:
                 found.setdefault(home, []).append((name, pattern))
         return found
+
+    def is_linear(self, module: str) -> bool:
+        """Whether a module is a linear layer, and no other thing that has a matrix."""
+        return isinstance(self._model.get_submodule(module), torch.nn.Linear | Conv1D)
 
     def stores_experts_in_out(self, module: str) -> bool:
         """Whether a module holds the weights of its experts as [E, in, out]."""

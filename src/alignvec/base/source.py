@@ -28,7 +28,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
 
 def base_name(base: str) -> str:
     """The name that goes into artefacts: the hub id or word as given, of a path its last part."""
-    return Path(base).name if Path(base).exists() else base
+    return Path(base).resolve().name if Path(base).exists() else base
 
 
 def find_base(base: str) -> Path:
@@ -191,7 +191,7 @@ def _from_hub(base: str) -> Path:
     except LocalEntryNotFoundError as error:
         raise AlignvecError(
             f"base '{base}' is no folder here and the hub cannot be reached (offline?); give a "
-            f"folder, or '{EMBEDDED}' for the model that ships with alignvec"
+            f"folder, or '{EMBEDDED}' for the small model of the examples"
         ) from error
     except (HfHubHTTPError, ValueError, OSError) as error:
         raise AlignvecError(

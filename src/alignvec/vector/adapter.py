@@ -18,7 +18,7 @@ from alignvec.base.weights import Weights, all_finite
 from alignvec.base.wrappers import unwrapped
 from alignvec.errors import AlignvecError
 from alignvec.files import write_json
-from alignvec.vector.adapter_config import MERGE, AdapterConfig, check_acts
+from alignvec.vector.adapter_config import MERGE, AdapterConfig, check_acts, check_whole
 from alignvec.vector.delta import Delta, Dense, Lazy, LowRank, parts
 from alignvec.vector.experts import expert_deltas
 from alignvec.vector.stream import check_space
@@ -67,6 +67,8 @@ def read_adapter(folder: Path, base: Weights) -> dict[str, Delta]:
     modules, whole = _sorted_out(folder, weights)
     named = base.names([*whole, *(f"{module}.weight" for module in modules)])
     whole = {named.get(name, name): key for name, key in whole.items()}
+    tokens = [module for module, found in modules.items() if found.tokens is not None]
+    check_whole(config, base, whole, tokens)
     deltas: dict[str, Delta] = {}
 
     def add(name: str, delta: Delta) -> None:
@@ -83,6 +85,12 @@ def read_adapter(folder: Path, base: Weights) -> dict[str, Delta]:
         name, factors = f"{module}.weight", found.factors
         name = named.get(name, name)
         if found.tokens is not None:
+            if name in base.tied:
+                raise config.error(
+                    "trainable_token_indices",
+                    f"{name} is tied to {base.tied[name]} in the base; rows of it alone are not "
+                    "read",
+                )
             rows = base.shape(name)[:1] if name in base else ()
             _check_fits(base, name, (*rows, *found.tokens.shape[1:]))
             add(name, _rows(base, name, found.tokens, config, module))
@@ -105,8 +113,9 @@ def read_adapter(folder: Path, base: Weights) -> dict[str, Delta]:
             _check_fits(base, name, tuple(delta.shape))
             if name in base.tied.values():
                 raise AlignvecError(
-                    f"the adapter changes {name} alone, which in the base is tied to the output "
-                    f"head; {MERGE}"
+                    f"the adapter changes {name} by factors, and in the base it is tied to the "
+                    "output head, which PEFT leaves as it was or changes otherwise: that is not "
+                    "read, nor does a merge into the base write it"
                 )
             add(name, _as_dense(delta))
         elif "magnitude_vector" in factors:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any
@@ -244,6 +244,34 @@ def check_acts(
             f"the adapter changes {live}, whose weight the model reads without calling the layer, "
             "so that PEFT's factors do nothing there; leave them out"
         )
+
+
+def check_whole(
+    config: AdapterConfig, base: Weights, whole: Collection[str], tokens: Collection[str]
+) -> None:
+    """What the config says was trained beside the factors has to be there; PEFT asks for it, too.
+
+    Args:
+        whole: the tensors that were trained whole.
+        tokens: the embeddings of which rows were trained.
+
+    Raises:
+        AlignvecError: it is missing.
+    """
+    there = {*whole, *(base.tied[name] for name in whole if name in base.tied)}
+    for name in base if config.fields.modules_to_save else ():
+        parts = name.split(".")[:-1]
+        owners = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
+        if name not in there and any(map(config.saves, owners)):
+            raise config.error("modules_to_save", f"the trained copy of {name} is missing")
+    said = config.fields.trainable_token_indices or {}
+    by_name = said if isinstance(said, dict) else {"": said}
+    for name in (name for name, rows in by_name.items() if rows):
+        if not any(f".{module}".endswith(name and f".{name}") for module in tokens):
+            raise config.error(
+                "trainable_token_indices",
+                f"the rows of {name or 'the embedding'} that were trained are missing",
+            )
 
 
 def _compiled(

@@ -42,11 +42,11 @@ def expert_deltas(
         module = module.removesuffix(".base_layer")
     if known is None or a.ndim != 2 or b.ndim != 2:
         return {}
-    turned = known.stores_experts_in_out(module)
     deltas: dict[str, Delta] = {}
     for name, tensor in known.live.items():
         if name.rpartition(".")[0] != module or tensor.ndim != 3:
             continue
+        turned = known.stores_experts_in_out(module)
         count, out, width = (tensor.mT if turned else tensor).shape
         if len(a) % count or (len(b), a.shape[1], b.shape[1]) != (out, width, len(a)):
             continue

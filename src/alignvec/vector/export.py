@@ -59,6 +59,13 @@ def export(
                     f"{name} is read by the model without calling its layer, so that PEFT's "
                     "factors would do nothing there; fold the vector"
                 )
+    routers = [name for name in factored if name.endswith(".router.weight")]
+    if routers and (known := _base_of(vector, base).architecture) is not None:
+        for name in routers:
+            if not known.is_linear(name.removesuffix(".weight")):
+                raise AlignvecError(
+                    f"{name} is of a module that PEFT puts no factors on; fold the vector"
+                )
     with atomic_folder(out, overwrite) as partial:
         write_adapter(partial, vector.base.id, factored, vector.dtype)
     return out

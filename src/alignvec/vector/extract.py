@@ -25,6 +25,8 @@ from alignvec.vector.model_delta import ModelDelta
 
 logger = logging.getLogger(__name__)
 
+_HEADS = ("num_attention_heads", "num_key_value_heads", "head_dim")
+
 
 def extract(
     base: str | Path | torch.nn.Module,
@@ -57,6 +59,7 @@ def extract(
         aligned_weights = open_weights(aligned)
         deltas = _subtract(base_weights, aligned_weights, allow_missing)
         _tell_unread(base_weights, aligned_weights)
+        _compare_configs(base_weights, aligned_weights, bool(allow_missing))
     calibration = training.pop("calibration", None)  # a line has its levels from training
     found = ModelDelta(
         deltas,
@@ -112,6 +115,30 @@ def _tell_unread(base: Weights, aligned: Weights) -> None:
             "transformers does not load these, so they are left out: %s%s",
             names[0],
             f" and {len(names) - 1} more" if names[1:] else "",
+        )
+
+
+def _compare_configs(base: Weights, aligned: Weights, other_kinds: bool) -> None:
+    """Weights mean what a config makes of them, and a vector holds weights alone.
+
+    Args:
+        other_kinds: whether the models may be of different types.
+
+    Raises:
+        AlignvecError: they are, or they divide the same weights among other heads.
+    """
+    if base.architecture is None or aligned.architecture is None:
+        return
+    ours, theirs = base.architecture.computes, aligned.architecture.computes
+    for name in sorted(ours.keys() | theirs.keys()):
+        one, other = ours.get(name), theirs.get(name)
+        if one == other:
+            continue
+        said = f"{name} is {one} in the base's config and {other} in the aligned model's"
+        if name in _HEADS or (name == "model_type" and not other_kinds):
+            raise AlignvecError(f"base and aligned model differ in architecture: {said}")
+        logger.warning(
+            "%s: with the vector at 1 the base computes otherwise than the aligned model", said
         )
 
 

@@ -268,7 +268,7 @@ def _load_residual(file: Path, shape: tuple[int, ...]) -> torch.Tensor:
 
 def _load_factors(folder: Path, metadata: _Metadata) -> dict[str, LowRank]:
     weights = CheckpointWeights(folder, "adapter_model.safetensors")
-    deltas = {}
+    deltas, unclaimed = {}, set(weights)
     for name, expected in metadata.tensors.items():
         if expected.rank is None:
             continue
@@ -280,11 +280,14 @@ def _load_factors(folder: Path, metadata: _Metadata) -> dict[str, LowRank]:
         except KeyError:
             raise AlignvecError(f"{folder}: the factors of {name} are missing") from None
         delta = LowRank(a, b, expected.transposed, expected.energy)
+        unclaimed -= {f"{module}.lora_{part}.weight" for part in "AB"}
         delta.check(f"{folder}: {name}")
         rank = expected.rank  # the rest is padding
-        if rank > delta.rank:
+        if rank > delta.rank or a[rank:].any() or b[:, rank:].any():
             raise AlignvecError(f"{folder}: {name} has factors of rank {delta.rank}, not {rank}")
         deltas[name] = dataclasses.replace(delta, a=a[:rank], b=b[:, :rank])
+    if unclaimed:
+        raise AlignvecError(f"{folder}: {min(unclaimed)} is in the weights but not in {METADATA}")
     return deltas
 
 
