@@ -634,8 +634,8 @@ def readme_caption() -> str:
     trained = result("data_stats")["domains"]["medical"]["splits"]["train"]
     return (
         f"*SmolLM2-135M-Instruct, one vector trained on {trained} medical questions, rates on "
-        f"{sweep['points'][0]['queries']} others,\nand how much of its answers is repeated; grey: "
-        "less sound than the base's. At 0 it is the base bit for bit.*"
+        f"{sweep['points'][0]['queries']} others,\nand how much of its answers is repeated; "
+        "hatched: less sound than the base's. At 0 it is the base bit for bit.*"
     )
 
 

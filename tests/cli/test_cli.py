@@ -89,6 +89,16 @@ def test_trl_files_train_as_they_are(tiny, tmp_path):
     assert json.loads(done.stdout)["prefer"] == ["chosen", "rejected"]
     assert (tmp_path / "out" / "training.png").stat().st_size > 5000
     assert b"<svg" in (tmp_path / "out" / "training.svg").read_bytes()
+    # Its vector knows the levels; others' are to be named.
+    run("extract", tiny(), tmp_path / "out", "-o", tmp_path / "av")
+    measured = ("eval", tiny(), "--data", file, "--answers", "0", "-o", tmp_path / "rates")
+    one = ("--vector", f"yes={tmp_path / 'av'}")
+    assert json.loads(run(*measured, *one, "--json").stdout)["levels"] == ["rejected", "chosen"]
+    run("align", tiny(), "--data", write_records(tmp_path / "tea.jsonl", 4), "-o", tmp_path / "tea")
+    run("extract", tiny(), tmp_path / "tea", "-o", tmp_path / "tea-av")
+    both = (*one, "--vector", f"tea={tmp_path / 'tea-av'}")
+    assert "different levels ('yes' rejected, chosen; 'tea'" in refused(*measured, *both)
+    assert "rejected" in run(*measured, *both, "--levels", "rejected,chosen").stdout
 
 
 def test_help_names_every_command_and_imports_nothing_heavy():

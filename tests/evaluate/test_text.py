@@ -6,7 +6,14 @@ import pytest
 
 from alignvec.evaluate.check import LevelCheck, safe_range
 from alignvec.evaluate.rates import Rates
-from alignvec.evaluate.text import AnswerProbe, TextQuality, finished, repeated, sound, text_quality
+from alignvec.evaluate.text import (
+    AnswerProbe,
+    TextQuality,
+    finished,
+    repeated,
+    text_quality,
+    unsound,
+)
 from alignvec.knobs.model import KnobModel
 from alignvec.vector.alignment_vector import AlignmentVector
 from conftest import refused, run
@@ -46,18 +53,21 @@ def test_means_over_answers():
 
 
 def test_soundness_is_measured_on_the_base():
+    def sound(*texts):
+        return unsound(*texts) is None
+
     def text(repeated, words, numbers=0.0):
         return TextQuality(8, repeated, words, numbers, 1.0)
 
     base, references = text(0.1, 60), text(0.0, 30)
     assert sound(text(0.15, 60), base)
-    assert not sound(text(0.16, 60), base)
-    assert not sound(text(0.1, 39), base)
+    assert unsound(text(0.16, 60), base) == "repeats"
+    assert unsound(text(0.1, 39), base) == "short"
     assert sound(text(0.1, 39), base, references)
     assert not sound(text(0.1, 19), base, references)
-    assert not sound(text(0.1, 81), base, references)
+    assert unsound(text(0.1, 81), base, references) == "long"
     assert sound(text(0.1, 60, 0.1), base)
-    assert not sound(text(0.1, 60, 0.2), base)
+    assert unsound(text(0.1, 60, 0.2), base) == "numbers"
     assert sound(text(0.1, 60, 0.2), base, text(0.1, 60, 0.1))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from alignvec.cli.inputs import (
-    knob_model,
+    compared_levels,
     measured_model,
     records_of,
     source_name,
@@ -27,6 +27,7 @@ from alignvec.cli.options import (
     Dtype,
     Engine,
     EngineArgs,
+    Levels,
     Out,
     Split,
     Vectors,
@@ -46,7 +47,7 @@ app = typer.Typer()
 @app.command(
     name="eval",
     epilog="Example: alignvec eval embedded --data builtin --domain medical --vector "
-    "medical=medical-av --sweep medical=-3:3:0.6 -o medical-sweep",
+    "medical=medical-av --sweep medical=-1.5:1.5:0.5 -o medical-sweep",
 )
 def evaluate(
     base: BaseArgument,
@@ -56,9 +57,7 @@ def evaluate(
     domain: Domain = None,
     split: Split = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many records.")] = None,
-    levels: Annotated[
-        str, typer.Option(help="The levels to compare, from low to high.")
-    ] = "avoidance,generic,expert",
+    levels: Levels = None,
     setting: Annotated[
         list[str],
         typer.Option("--set", metavar="KNOB=STRENGTH,...", help="Measure this setting, or @FILE."),
@@ -90,10 +89,9 @@ def evaluate(
     """
     from alignvec.base.load import load_base
     from alignvec.base.seen import count_seen, queries_told
-    from alignvec.data.pairs import parse_order
     from alignvec.evaluate.rates import rates_at, response_rows
     from alignvec.evaluate.sweep import sweep as measure
-    from alignvec.evaluate.text import AnswerProbe, qualities_json, sound
+    from alignvec.evaluate.text import AnswerProbe, qualities_json, unsound
     from alignvec.files import write_json
     from alignvec.knobs.calibration import named_levels
     from alignvec.knobs.setting import parse_setting, parse_sweep
@@ -105,14 +103,14 @@ def evaluate(
         text_table,
     )
 
-    order = parse_order(levels)
     turn = parse_sweep(sweep) if sweep else None
     if len(setting) > 1:
         raise AlignvecError("eval measures one setting at a time; join knobs with commas")
+    loaded, _ = vectors_and_settings(vector, setting)
+    order = compared_levels(levels, data, loaded)
     records = records_of(data, order, domain, split, "test")[:limit]
     names = ("sweep.json", "sweep.png", "sweep.svg") if turn else ("rates.json", "answers.json")
     check_folder(out, *names)
-    loaded, _ = vectors_and_settings(vector, setting)
     model = measured_model(base, loaded, any_base, dtype, device, engine, engine_args)
     model.set(parse_setting(setting[0]) if setting else {})
     turned = model.setting
@@ -144,17 +142,17 @@ def evaluate(
             text, base_text = probe(turned), probe(dict.fromkeys(turned, 0.0))
             top = rates.top[0]
             references = probe.quality([record.levels[top] for record in records[:answers]])
-            is_sound = sound(text["greedy"], base_text["greedy"], references)
+            why = unsound(text["greedy"], base_text["greedy"], references)
             result |= {
                 "text": qualities_json(text),
                 "base": qualities_json(base_text),
-                "sound": is_sound,
+                "sound": why is None,
             }
             files.append(out / "answers.json")
             said = {"queries": probe.queries, **probe.answers(turned)}
             write_json(files[-1], said, overwrite=True)
             lines = [("base", base_text), (written(turned), text)]
-            tables.append(text_table(lines, () if is_sound else (1,)))
+            tables.append(text_table(lines, {1: why} if why else {}))
         write_json(files[0], result, overwrite=True)
     else:
         knob, strengths = turn
@@ -181,9 +179,7 @@ def leak(
     data: Data = "builtin",
     split: Split = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many records a domain.")] = None,
-    levels: Annotated[
-        str, typer.Option(help="The levels to compare, from low to high.")
-    ] = "avoidance,generic,expert",
+    levels: Levels = None,
     dtype: Dtype = None,
     device: Device = None,
     as_json: AsJson = False,
@@ -193,19 +189,20 @@ def leak(
     The matrix goes into the metadata of each vector, beside its calibration.
     """
     from alignvec.base.seen import count_seen, queries_told
-    from alignvec.data.pairs import parse_order
     from alignvec.evaluate.leak import measure_leak
     from alignvec.knobs.calibration import Calibration
+    from alignvec.knobs.model import KnobModel
     from alignvec.report.evaluate import leak_table
     from alignvec.vector.store import write_calibration
 
-    order = parse_order(levels)
+    loaded, _ = vectors_and_settings(vector, [])
+    if not loaded:
+        raise AlignvecError("leak takes one or more --vector")
+    order = compared_levels(levels, data, loaded)
     by_domain: dict[str, list[Record]] = {}
     for record in records_of(data, order, None, split, "test"):
         by_domain.setdefault(record.domain, []).append(record)
-    model, _ = knob_model(base, vector, [], False, dtype, device)
-    if not model.vectors:
-        raise AlignvecError("leak takes one or more --vector")
+    model = KnobModel.from_pretrained(base, loaded, dtype, device)
     known = {
         knob: Calibration.read(knob, vector.calibration) for knob, vector in model.vectors.items()
     }

@@ -38,6 +38,32 @@ def records_of(
     return list(read_records(data, levels, domain, None if split == "all" else split))
 
 
+def compared_levels(
+    levels: str | None, data: str, vectors: Mapping[str, AlignmentVector]
+) -> list[str]:
+    """The levels to compare, from low to high: those given, or of data that is not builtin those
+    that the vectors name.
+
+    Raises:
+        AlignvecError: no list of levels, or the vectors have different ones.
+    """
+    from alignvec.data.pairs import parse_order
+    from alignvec.data.records import LEVELS
+    from alignvec.data.sources import BUILTIN
+    from alignvec.knobs.calibration import named_levels
+
+    if levels is not None:
+        return parse_order(levels)
+    if data == BUILTIN:
+        return list(LEVELS)
+    named = {knob: own for knob, one in vectors.items() if (own := named_levels(one.calibration))}
+    first = next(iter(named.values()), list(LEVELS))
+    if any(own != first for own in named.values()):
+        told = "; ".join(f"'{knob}' {', '.join(own)}" for knob, own in named.items())
+        raise AlignvecError(f"the knobs have different levels ({told}): say which with --levels")
+    return first
+
+
 def source_name(data: str) -> str:
     """What artefacts call a source: of a path its last part."""
     return Path(data).name

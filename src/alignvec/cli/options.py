@@ -28,6 +28,14 @@ Data = Annotated[
         "dataset id."
     ),
 ]
+Levels = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LOW,...,HIGH",
+        help="The levels of the data, from low to high. Default: avoidance,generic,expert; of "
+        "data that is not builtin those that the vectors were trained for.",
+    ),
+]
 Domain = Annotated[str | None, typer.Option(help="Only records of this domain.")]
 Split = Annotated[
     str | None,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from alignvec.cli.inputs import measured_model, records_of, vectors_and_settings
+from alignvec.cli.inputs import compared_levels, measured_model, records_of, vectors_and_settings
 from alignvec.cli.options import (
     Answers,
     AnyBase,
@@ -19,6 +19,7 @@ from alignvec.cli.options import (
     Dtype,
     Engine,
     EngineArgs,
+    Levels,
     Out,
     Overwrite,
     Split,
@@ -48,9 +49,7 @@ def search(
             "has a knob at every level.",
         ),
     ] = [],  # noqa: B006
-    levels: Annotated[
-        str, typer.Option(help="The levels of the data, from low to high.")
-    ] = "avoidance,generic,expert",
+    levels: Levels = None,
     method: Annotated[
         str,
         typer.Option(
@@ -97,7 +96,6 @@ def search(
     Searches on builtin data's validation part (of a file: all but its test part) and verifies on
     the test part. Writes the settings, and of several targets or a front a figure (PNG, SVG).
     """
-    from alignvec.data.pairs import parse_order
     from alignvec.files import check_free, write_json
     from alignvec.knobs.domains import domain_of
     from alignvec.knobs.setting import parse_limits
@@ -108,11 +106,11 @@ def search(
     from alignvec.search.search import split_for_search
     from alignvec.search.target import behaviours, parse_target
 
-    order = parse_order(levels)
     bounds = dict(parse_limits(text) for text in limits)
     loaded, _ = vectors_and_settings(vector, [])
     if not loaded:
         raise AlignvecError("search takes one or more --vector")
+    order = compared_levels(levels, data, loaded)
     records = records_of(data, order, None, "all", "all")
     domains = sorted({record.domain for record in records})
     targets = [parse_target(text, domains, order) for text in target]
@@ -160,9 +158,7 @@ def calibrate(
     data: Data = "builtin",
     domain: Domain = None,
     split: Split = None,
-    levels: Annotated[
-        str, typer.Option(help="The levels of the data, from low to high.")
-    ] = "avoidance,generic,expert",
+    levels: Levels = None,
     limits: Annotated[
         str, typer.Option(metavar="LOW:HIGH", help="The strengths to measure between.")
     ] = "-3:3",
@@ -185,16 +181,15 @@ def calibrate(
     Builtin data gives its validation part; a file, all of it.
     """
     from alignvec.base.seen import queries_told
-    from alignvec.data.pairs import parse_order
     from alignvec.knobs.setting import parse_limits
     from alignvec.search.calibrate import calibrate as measure
     from alignvec.vector.store import write_calibration
 
-    order = parse_order(levels)
     knob, _, folder = vector.partition("=")
     _, (low, high) = parse_limits(f"{knob}={limits}")
-    records = records_of(data, order, domain, split, "validation")
     loaded, _ = vectors_and_settings([vector], [])
+    order = compared_levels(levels, data, loaded)
+    records = records_of(data, order, domain, split, "validation")
     model = measured_model(base, loaded, False, dtype, device, engine, engine_args)
     found = measure(
         model, knob, records, order, (low, high), steps, most_kl, most_perplexity, answers

@@ -84,7 +84,8 @@ def run(out: Path, domain: str) -> None:
     found = sweep(model, domain, STRENGTHS, held_out, LEVELS, figure.with_suffix(".json"), probe)
     draw_sweep(found, figure, f"alignvec demo: one knob, {domain}")
     for index, (strength, rates) in enumerate(zip(found.strengths, found.rates, strict=True)):
-        text = "" if found.sound(index) else "  (the text suffers)"
+        why = found.unsound(index)
+        text = f"  (the text suffers: {why})" if why else ""
         bars = "  ".join(
             f"{level} {'#' * round(10 * rates.rate[level]):<10} {rates.rate[level]:.2f}"
             for level in LEVELS

@@ -10,7 +10,7 @@ from alignvec.base.seen import count_seen
 from alignvec.data import Record
 from alignvec.data.line import Places
 from alignvec.evaluate.rates import Rates, preference_rates, response_rows
-from alignvec.evaluate.text import AnswerProbe, TextQuality, sound
+from alignvec.evaluate.text import AnswerProbe, TextQuality, unsound
 from alignvec.knobs.calibration import reach
 from alignvec.knobs.model import KnobModel
 from alignvec.progress import progress
@@ -79,7 +79,7 @@ def check_levels(
                     rates,
                     text,
                     references,
-                    sound(text["greedy"], base["greedy"], references),
+                    unsound(text["greedy"], base["greedy"], references) is None,
                     probe.answers(setting if strength else {})["greedy"][0],
                     seen,
                 )
@@ -89,7 +89,9 @@ def check_levels(
 
 
 def safe_range(checks: Sequence[LevelCheck]) -> tuple[float, float]:
-    """The range about 0 up to the last place on each side before answers are no longer sound."""
+    """The range about 0 up to the last place on each side before answers are no longer sound, and
+    as far beyond it as training drew strengths (`reach`); beyond a place nothing was asked.
+    """
     ends = []
     for side in (-1, 1):
         end = 0.0

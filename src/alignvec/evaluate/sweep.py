@@ -15,7 +15,7 @@ from alignvec.data import Record
 from alignvec.errors import AlignvecError, check_known
 from alignvec.evaluate.measurable import Measurable
 from alignvec.evaluate.rates import Rates, rates_at, response_rows
-from alignvec.evaluate.text import AnswerProbe, TextQuality, qualities_json, sound
+from alignvec.evaluate.text import AnswerProbe, TextQuality, qualities_json, unsound
 from alignvec.files import check_free, hash_of, read_json, work_folder, write_json
 from alignvec.progress import progress
 
@@ -43,13 +43,13 @@ class Sweep:
     def __post_init__(self) -> None:
         self.text = self.text or [None] * len(self.strengths)
 
-    def sound(self, index: int) -> bool | None:
-        """Whether the greedy answers at a strength are as sound as the base's; None if unknown."""
+    def unsound(self, index: int) -> str | None:
+        """What makes the greedy answers at a strength less sound than the base's, if anything."""
         found = self.text[index]
         if found is None or self.base is None:
             return None
         level = self.rates[index].top[0]
-        return sound(found["greedy"], self.base["greedy"], self.references.get(level))
+        return unsound(found["greedy"], self.base["greedy"], self.references.get(level))
 
     def best(self, level: str) -> tuple[float, float]:
         """(strength, rate) where a level's rate is highest, the smallest turn among equals."""
@@ -97,7 +97,7 @@ class Sweep:
                     "strength": strength,
                     **asdict(rates),
                     "text": text and qualities_json(text),
-                    "sound": self.sound(index),
+                    "sound": None if text is None else self.unsound(index) is None,
                 }
                 for index, (strength, rates, text) in enumerate(
                     zip(self.strengths, self.rates, self.text, strict=True)

@@ -206,18 +206,21 @@ def qualities_json(found: Mapping[str, TextQuality]) -> dict[str, Any]:
     return {name: asdict(quality) for name, quality in found.items()}
 
 
-def sound(found: TextQuality, base: TextQuality, references: TextQuality | None = None) -> bool:
-    """Whether answers are as sound as the base's own.
+def unsound(
+    found: TextQuality, base: TextQuality, references: TextQuality | None = None
+) -> str | None:
+    """What makes answers less sound than the base's own; None: they are as sound.
 
-    No more than .05 of their 4-grams are repeated above the base's; they are no more than a third
-    shorter or longer than the base's or the references'; and no more than .1 of their words have a
+    The first of: more than .05 of their 4-grams are repeated above the base's; they are more than a
+    third shorter or longer than the base's and the references'; more than .1 of their words have a
     digit above those of the base or the references, whichever has more.
     """
     told = [base] + ([references] if references else [])
     lengths = [one.words for one in told]
-    numbers = max(one.numbers for one in told)
-    return (
-        found.repeated <= base.repeated + MORE_REPEATED
-        and 2 / 3 * min(lengths) <= found.words <= 4 / 3 * max(lengths)
-        and found.numbers <= numbers + MORE_NUMBERS
-    )
+    checks = {
+        "repeats": found.repeated > base.repeated + MORE_REPEATED,
+        "short": found.words < 2 / 3 * min(lengths),
+        "long": found.words > 4 / 3 * max(lengths),
+        "numbers": found.numbers > max(one.numbers for one in told) + MORE_NUMBERS,
+    }
+    return next((reason for reason, holds in checks.items() if holds), None)

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from alignvec.base.seen import queries_told
 from alignvec.evaluate.check import LevelCheck
+from alignvec.evaluate.text import unsound
 from alignvec.report.evaluate import rates_table, text_table
 from alignvec.report.figure import figure
 
@@ -38,7 +39,8 @@ def check_tables(knob: str, checks: Sequence[LevelCheck]) -> tuple[Table, Table]
     """Rates and text, a line for the base and for each level, in the order of strength."""
     ordered = sorted(checks, key=lambda check: check.strength)
     names = [f"{check.level} ({check.strength:g})" if check.level else "base" for check in ordered]
-    unsound = [index for index, check in enumerate(ordered) if not check.sound]
+    (base,) = (check.text["greedy"] for check in ordered if check.level is None)
+    why = [unsound(check.text["greedy"], base, check.references) for check in ordered]
     rates = zip(names, (check.rates for check in ordered), strict=True)
     text = zip(names, (check.text for check in ordered), strict=True)
     tables = (
@@ -47,7 +49,7 @@ def check_tables(knob: str, checks: Sequence[LevelCheck]) -> tuple[Table, Table]
             list(rates),
             queries_told(checks[0].rates.queries, checks[0].seen),
         ),
-        text_table(list(text), unsound),
+        text_table(list(text), {index: one for index, one in enumerate(why) if one}),
     )
     for table in tables:
         table.title = f"{knob}: {table.title}"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.patches import Patch
 from rich.console import JustifyMethod
 from rich.table import Table
 
@@ -18,6 +20,7 @@ from alignvec.evaluate.text import TextQuality
 from alignvec.report.figure import MARKERS, colour_of, stacked
 
 Text = Mapping[str, TextQuality]  # greedy and sampled
+_UNSOUND: Any = {"facecolor": "none", "edgecolor": "#B0B0B0", "hatch": "///", "linewidth": 0}
 
 
 def rates_table(
@@ -47,11 +50,12 @@ def rates_table(
     return table
 
 
-def text_table(lines: Sequence[tuple[str, Text]], unsound: Collection[int] = ()) -> Table:
+def text_table(lines: Sequence[tuple[str, Text]], unsound: Mapping[int, str]) -> Table:
     """What the answers under each setting are like, greedy and sampled.
 
     Args:
-        unsound: the lines whose greedy answers are less sound than the base's: marked, in red.
+        unsound: of the lines whose greedy answers are less sound than the base's, what makes them
+            so: marked, in red.
     """
     answers = lines[0][1]["greedy"].answers
     table = Table(title=f"the text of {answers} answers, greedy / sampled")
@@ -64,7 +68,8 @@ def text_table(lines: Sequence[tuple[str, Text]], unsound: Collection[int] = ())
     )
     for index, (setting, text) in enumerate(lines):
         both = [text[way] for way in ("greedy", "sampled")]
-        style, mark = ("red", "no") if index in unsound else (None, "yes")
+        why = unsound.get(index)
+        style, mark = ("red", f"no: {why}") if why else (None, "yes")
         table.add_row(
             setting,
             " / ".join(f"{quality.repeated:.2f}" for quality in both),
@@ -98,22 +103,24 @@ def sweep_text_table(sweep: Sweep) -> Table | None:
     lines = [(f"{sweep.knob}={strength:g}", text) for strength, text in points if text]
     if not lines:
         return None
-    return text_table(lines, [i for i in range(len(lines)) if sweep.sound(i) is False])
+    return text_table(
+        lines, {index: why for index in range(len(lines)) if (why := sweep.unsound(index))}
+    )
 
 
 def draw_sweep(sweep: Sweep, path: Path, title: str = "") -> None:
     """Rate against strength, a line and a 95% band per level (the paper's Figure 2).
 
-    Below it, if answers were measured, how much of them is repeated; grey where the greedy ones are
-    less sound than the base's.
+    Below it, if answers were measured, how much of them is repeated; hatched where the greedy ones
+    are less sound than the base's, for that or another reason (`sweep_text_table` says which).
     """
     with_text = sweep.base is not None
     with stacked(path, (3, 1) if with_text else (1,), height=5.2 if with_text else 4.2) as panels:
         axes = panels[0]
         if sweep.base is not None:
-            _draw_repetition(sweep, panels[1], sweep.base)
             for panel in panels:
-                _shade_unsound(sweep, panel)
+                _hatch_unsound(sweep, panel)
+            _draw_repetition(sweep, panels[1], sweep.base)
         for index, level in enumerate(sweep.levels):
             colour = colour_of(level, index)
             rate = [rates.rate[level] for rates in sweep.rates]
@@ -147,17 +154,21 @@ def _draw_repetition(sweep: Sweep, axes: Axes, base: Text) -> None:
     axes.axhline(base["greedy"].repeated, color="#999999", linewidth=1, linestyle=":")
     axes.set_ylim(0, 1)
     axes.set_ylabel("repeated\n4-grams")
-    axes.legend(frameon=False, fontsize=9, loc="upper left", ncols=2)
+    lines, names = axes.get_legend_handles_labels()
+    if any(map(sweep.unsound, range(len(sweep.strengths)))):
+        lines.append(Patch(**_UNSOUND))
+        names.append("text less sound than the base's")
+    axes.legend(lines, names, frameon=False, fontsize=9, loc="upper left", ncols=3)
 
 
-def _shade_unsound(sweep: Sweep, axes: Axes) -> None:
-    """Grey around each strength whose answers are less sound than the base's."""
+def _hatch_unsound(sweep: Sweep, axes: Axes) -> None:
+    """Hatched around each strength whose answers are less sound than the base's."""
     at = sweep.strengths
     for index, here in enumerate(at):
-        if sweep.sound(index) is False:
+        if sweep.unsound(index):
             left = (at[max(0, index - 1)] + here) / 2
             right = (at[min(len(at) - 1, index + 1)] + here) / 2
-            axes.axvspan(left, right, color="#DDDDDD", linewidth=0, zorder=0)
+            axes.axvspan(left, right, **_UNSOUND)
 
 
 def _mark(axes: Axes, strength: float, name: str) -> None:

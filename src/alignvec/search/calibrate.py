@@ -15,7 +15,7 @@ from alignvec.errors import AlignvecError, check_known
 from alignvec.evaluate.measurable import Measurable
 from alignvec.evaluate.rates import wins
 from alignvec.evaluate.retention import RetentionProbe
-from alignvec.evaluate.text import AnswerProbe, sound
+from alignvec.evaluate.text import AnswerProbe, unsound
 from alignvec.knobs.calibration import Calibration
 from alignvec.progress import progress
 from alignvec.search.scorer import Array, Scorer
@@ -86,7 +86,7 @@ def calibrate(
             if safe and strength and write and base:
                 level = levels[int(wins(scores[-1]).mean(0).argmax())]
                 said = write.quality([record.levels[level] for record in asked])
-                safe = sound(write(turned)["greedy"], base, said)
+                safe = unsound(write(turned)["greedy"], base, said) is None
             kept.append(safe)
             bar.update()
     calibration = fit_calibration(
