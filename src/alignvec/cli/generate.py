@@ -16,8 +16,8 @@ app = typer.Typer()
 
 @app.command(
     epilog="Example: alignvec generate embedded --vector medical=medical-av "
-    "--set medical=-2 --set medical=2 'Why does my knee hurt on stairs?'\n\n"
-    "Example: ... --set medical=2 --schedule 0=1,32=0 (expert at first, the base from token 32 on)"
+    "--set medical=-1 --set medical=1 'Why does my knee hurt on stairs?'\n\n"
+    "Example: ... --set medical=1 --schedule 0=1,32=0 (expert at first, the base from token 32 on)"
 )
 def generate(
     base: BaseArgument,
@@ -31,7 +31,7 @@ def generate(
     ] = [],  # noqa: B006
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the answer.")] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
     mode: Annotated[
         str,
         typer.Option(

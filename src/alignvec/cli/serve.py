@@ -44,7 +44,9 @@ def serve(
     setting: Annotated[
         str,
         typer.Option(
-            "--set", metavar="KNOB=STRENGTH,...", help="Of requests that say nothing; or @FILE."
+            "--set",
+            metavar="KNOB=STRENGTH,...",
+            help="The setting of requests that say nothing of knobs; or @FILE.",
         ),
     ] = "",
     fold: Annotated[

@@ -72,7 +72,7 @@ class Router:
             AlignvecError: there are not at least two domains, or `reads` is unknown.
         """
         check_known("reader", reads, READERS)
-        # An extra; a router that is there works without it.
+        # An extra; a router of hidden states works without it.
         from sklearn.linear_model import LogisticRegression
 
         names = sorted(set(domains))

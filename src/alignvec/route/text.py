@@ -13,7 +13,8 @@ WIDTH = 2**14
 def text_features(queries: Sequence[str]) -> NDArray[np.float32]:
     """[N, WIDTH] float32: counts of words and of pairs of words, hashed, each row of length 1.
 
-    A hash needs no vocabulary, so a router that reads texts is two tensors like any other.
+    English stop words are left out; in other languages none are. A hash needs no vocabulary, so a
+    router that reads texts is two tensors like any other.
     """
     # An extra, as for fitting.
     from sklearn.feature_extraction.text import HashingVectorizer
