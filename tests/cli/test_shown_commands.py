@@ -12,7 +12,7 @@ from alignvec.cli.app import app
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = get_command(app)
-OTHERS = {"--lora-scaled", "--stop-timeout"}  # llama.cpp's and Docker's
+OTHERS = {"--lora-scaled", "--stop-timeout", "--no-deps"}  # llama.cpp's, Docker's, pip's
 OTHERS |= {  # vLLM's
     "--enable-lora", "--max-loras", "--enable-tower-connector-lora", "--enable-dbo",
     "--tensor-parallel-size", "--pipeline-parallel-size", "--distributed-executor-backend",

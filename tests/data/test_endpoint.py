@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from email.utils import formatdate
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from alignvec.data.synthesis.answer import completion_of, fault_of
@@ -181,6 +181,7 @@ ANY = st.recursive(
 )
 
 
+@example(400, {"error": {"loc": True, "msg": True}}, False)
 @given(st.sampled_from([200, 200, 400, 429, 500]), ANY, st.booleans())
 @settings(max_examples=300, deadline=None)
 def test_whatever_a_server_says_is_a_fault_or_an_answer(status, body, in_choices):

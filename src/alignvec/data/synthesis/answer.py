@@ -116,7 +116,7 @@ def _said(content: Any) -> Iterator[str]:
         for one in content:
             yield from _said(one)
     elif isinstance(content, dict):
-        if content.get("loc") and content.get("msg"):
+        if isinstance(content.get("loc"), list) and content.get("msg"):
             yield f"{'.'.join(map(str, content['loc']))}: {content['msg']}"
             return
         for key in ("message", "detail", "error", "msg", "raw", "metadata"):
