@@ -43,6 +43,7 @@ def rows(source: str, domain: str | None = None) -> Iterator[tuple[str, Any]]:
     """
     path = Path(source).expanduser()
     kind = Path(path.name.lower().removesuffix(".gz")).suffix
+    name, _, config = source.partition(":")  # a folder or a hub id, and which part of it
     if source == BUILTIN:
         apart = [file for file in builtin_files() if file.stem == domain and domain in _APART]
         for file in apart or builtin_levels():
@@ -55,17 +56,18 @@ def rows(source: str, domain: str | None = None) -> Iterator[tuple[str, Any]]:
         yield from _dataset_rows(
             path.name, kind.removeprefix("."), data_files=glob.escape(str(path))
         )
+    elif not name.strip(" /"):
+        raise AlignvecError(f"'{source}' names no data: a file, a dataset folder or a hub id")
     elif path.is_dir():
-        yield from _folder_rows(source, path)
+        yield from _dataset_rows(source, str(path))
     elif path.is_file():
         raise AlignvecError(
             f"{source}: records are in JSON Lines (.jsonl), a JSON array (.json), a table (.csv, "
             ".tsv), Parquet (.parquet), or a folder of a dataset"
         )
-    elif (folder := Path(source.partition(":")[0]).expanduser()).is_dir():
-        yield from _folder_rows(source, folder, source.partition(":")[2])
+    elif (folder := Path(name).expanduser()).is_dir():
+        yield from _dataset_rows(source, str(folder), name=config or None)
     elif _HUB_ID.fullmatch(source) and path.suffix.lower() not in _FILES:
-        name, _, config = source.partition(":")
         yield from _dataset_rows(source, name, name=config or None)
     else:
         raise AlignvecError(f"no data at '{source}': no such file or folder")
@@ -266,18 +268,6 @@ def _cell(place: str, text: str | None) -> Any:
     return found
 
 
-def _folder_rows(source: str, folder: Path, config: str = "") -> Iterator[tuple[str, Any]]:
-    if not source.strip(" /:"):
-        raise AlignvecError(f"'{source}' names no data: a file, a dataset folder or a hub id")
-    saved = any((folder / name).exists() for name in ("dataset_dict.json", "state.json"))
-    if not saved and glob.has_magic(str(folder)):
-        raise AlignvecError(
-            f"{source}: [ ] * and ? in the name of a folder stand for other names where datasets "
-            "reads it; call it otherwise"
-        )
-    yield from _dataset_rows(source, str(folder), name=config or None)
-
-
 def _dataset_rows(source: str, path: str, **options: Any) -> Iterator[tuple[str, Any]]:
     # An extra; text files are read without it.
     from datasets import ClassLabel, load_dataset, load_from_disk
@@ -292,6 +282,11 @@ def _dataset_rows(source: str, path: str, **options: Any) -> Iterator[tuple[str,
                     f"{source} has no part 'train', but {', '.join(parts)}: give the folder of one"
                 )
             dataset = parts["train"]
+        elif glob.has_magic(path):
+            raise AlignvecError(
+                f"{source}: [ ] * and ? in the name of a folder stand for other names where "
+                "datasets reads it; call it otherwise"
+            )
         else:
             dataset = load_dataset(path, split="train", streaming=True, **options)
         kinds = (dataset.features or {}).items()

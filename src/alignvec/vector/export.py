@@ -16,6 +16,8 @@ from alignvec.vector.experts import completed, of_experts
 from alignvec.vector.gguf import write_gguf
 
 FORMATS = ("peft", "gguf")
+_ROUTER = ".router"  # a layer of its own kind in some models
+_DOUBTFUL = (f"{NEVER_ASKED}.weight", f"{_ROUTER}.weight")  # the base says whether PEFT takes them
 
 
 def export(
@@ -49,20 +51,19 @@ def export(
         raise AlignvecError("the vector is empty; there is no adapter to write")
     if form == "gguf":
         return write_gguf(vector, factored, out, _base_of(vector, base), overwrite)
-    if of_experts(factored) and (known := _base_of(vector, base).architecture) is not None:
-        factored = completed(known, factored)
-    read_past = [name for name in factored if name.endswith(f"{NEVER_ASKED}.weight")]
-    if read_past and (known := _base_of(vector, base).architecture) is not None:
-        for name in read_past:
-            if known.reads_past(name.removesuffix(".weight")):
+    experts = of_experts(factored)
+    doubtful = [name for name in factored if name.endswith(_DOUBTFUL)]
+    if (experts or doubtful) and (known := _base_of(vector, base).architecture) is not None:
+        if experts:
+            factored = completed(known, factored)
+        for name in doubtful:
+            module = name.removesuffix(".weight")
+            if module.endswith(NEVER_ASKED) and known.reads_past(module):
                 raise AlignvecError(
                     f"{name} is read by the model without calling its layer, so that PEFT's "
                     "factors would do nothing there; fold the vector"
                 )
-    routers = [name for name in factored if name.endswith(".router.weight")]
-    if routers and (known := _base_of(vector, base).architecture) is not None:
-        for name in routers:
-            if not known.is_linear(name.removesuffix(".weight")):
+            if module.endswith(_ROUTER) and not known.is_linear(module):
                 raise AlignvecError(
                     f"{name} is of a module that PEFT puts no factors on; fold the vector"
                 )

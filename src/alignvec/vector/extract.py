@@ -59,7 +59,6 @@ def extract(
         aligned_weights = open_weights(aligned)
         deltas = _subtract(base_weights, aligned_weights, allow_missing)
         _tell_unread(base_weights, aligned_weights)
-        _compare_configs(base_weights, aligned_weights, bool(allow_missing))
     calibration = training.pop("calibration", None)  # a line has its levels from training
     found = ModelDelta(
         deltas,
@@ -86,6 +85,7 @@ def bank_knobs(aligned: str | Path) -> list[str]:
 def _subtract(base: Weights, aligned: Weights, allow_missing: Sequence[str]) -> dict[str, Delta]:
     """The deltas of the tensors that differ. Only equal ones are read to their end for that."""
     names = _common_tensors(base, aligned, allow_missing)
+    _compare_configs(base, aligned, bool(allow_missing))
     deltas: dict[str, Delta] = {}
     with progress("comparing", "B", sum(base.nbytes(name) for name in names)) as bar:
         for name in names:

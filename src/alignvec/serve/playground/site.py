@@ -32,7 +32,7 @@ _USED = re.compile(
     r"/|/config|/theme\.css|/favicon\.ico|/manifest\.json|/(assets|static|svelte)/.*"
     r"|/gradio_api/(queue/(join|data)|heartbeat/\w+|cancel|reset|startup-events|app_id)"
 )
-_OPEN = re.compile("/gradio_api/heartbeat/")  # a request that lasts as long as a page is open
+_OPEN = "/gradio_api/heartbeat/"  # a request that lasts as long as a page is open
 _END = 2  # seconds that open pages have when the server stops
 _MOST, _SLOWEST = 1 << 22, 60.0  # bytes of what a page sends, with its talk; seconds it may take
 
@@ -77,7 +77,7 @@ class _OnlyUsed(Mount):
         """
         headers = [(name, value) for name, value in scope["headers"] if name != b"origin"]
         answer = super().handle({**scope, "headers": headers}, receive, send)
-        if not _OPEN.search(scope["path"]):
+        if _OPEN not in scope["path"]:
             await answer
             return
         with suppress(Gone):
