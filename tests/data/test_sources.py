@@ -41,6 +41,16 @@ def test_of_a_saved_set_of_splits_the_part_that_is_called_train_is_read(tmp_path
         asked(tmp_path / "prefs")
 
 
+def test_of_a_folder_with_two_formats_it_is_said_what_is_left_out(tmp_path, caplog):
+    lines(tmp_path / "a.jsonl", *pairs("a"))
+    lines(tmp_path / "b.jsonl", *pairs("b"))
+    assert asked(tmp_path) == ["ask a", "ask b"]
+    assert not caplog.records
+    Dataset.from_list(pairs("c")).to_csv(tmp_path / "c.csv")
+    assert asked(tmp_path) == ["ask a", "ask b"]
+    assert "left out: c.csv" in caplog.text
+
+
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
 def test_a_name_is_no_pattern_for_others(tmp_path, kind):
     for name in ("a[1]", "a1", "a*", "ab"):

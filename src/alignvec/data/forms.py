@@ -34,7 +34,7 @@ def record_fields(row: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: there is no prompt or no pair in it; with the field.
     """
-    fields = {name: value for name, value in row.items() if not _is_absent(value)}
+    fields = {name: value for name, value in row.items() if not is_absent(value)}
     if not str(fields.get("domain", "general")).strip():
         del fields["domain"]
     if "completion" in fields and isinstance(fields.get("label"), bool):
@@ -213,7 +213,7 @@ def _turns(text: str) -> Conversation:
     ]
 
 
-def _is_absent(value: Any) -> bool:
+def is_absent(value: Any) -> bool:
     """Null, or the NaN that pandas has for it."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from alignvec.base.messages import Messages
-from alignvec.data.forms import record_fields
+from alignvec.data.forms import is_absent, record_fields
 from alignvec.data.sources import rows
 from alignvec.data.splits import SPLITS, split_of
 from alignvec.errors import AlignvecError, check_known
@@ -140,7 +140,7 @@ def read_entries(kind: type[SomeEntry], path: Path) -> list[SomeEntry]:
     found: dict[str, SomeEntry] = {}
     for place, fields in rows(str(path)):
         if isinstance(fields, dict):  # as in records: null is absent, and a number may be an id
-            fields = {name: value for name, value in fields.items() if value is not None}
+            fields = {name: value for name, value in fields.items() if not is_absent(value)}
             if type(fields.get("id")) in (int, float):
                 fields["id"] = str(fields["id"])
         entry = validated(kind, fields, place)

@@ -7,14 +7,17 @@ import glob
 import gzip
 import itertools
 import json
+import logging
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from alignvec.errors import AlignvecError, one_line
+
+logger = logging.getLogger(__name__)
 
 BUILTIN = "builtin"
 _APART = ("safety", "harmless")  # built-in domains with levels of their own
@@ -270,7 +273,7 @@ def _cell(place: str, text: str | None) -> Any:
 
 def _dataset_rows(source: str, path: str, **options: Any) -> Iterator[tuple[str, Any]]:
     # An extra; text files are read without it.
-    from datasets import ClassLabel, load_dataset, load_from_disk
+    from datasets import ClassLabel, load_dataset_builder, load_from_disk
 
     try:
         if (Path(path) / "state.json").exists():
@@ -288,7 +291,9 @@ def _dataset_rows(source: str, path: str, **options: Any) -> Iterator[tuple[str,
                 "datasets reads it; call it otherwise"
             )
         else:
-            dataset = load_dataset(path, split="train", streaming=True, **options)
+            builder = load_dataset_builder(path, **options)
+            _tell_left_out(Path(path), builder.config.data_files)
+            dataset = builder.as_streaming_dataset(split="train")
         kinds = (dataset.features or {}).items()
         classes = {name: kind.names for name, kind in kinds if isinstance(kind, ClassLabel)}
         of_text = dataset.info.builder_name == "csv"
@@ -312,3 +317,22 @@ def _dataset_rows(source: str, path: str, **options: Any) -> Iterator[tuple[str,
         if text.startswith(("Bad split", "Unknown split")):
             text += "; records are read of 'train': give the file of another split by its own path"
         raise AlignvecError(f"{source} cannot be read as a dataset: {text}") from error
+
+
+def _tell_left_out(folder: Path, read: Mapping[str, Sequence[str]] | None) -> None:
+    """Of a folder with files of several formats datasets reads one, the most frequent.
+
+    Args:
+        read: part -> the files that are read.
+    """
+    kinds = {Path(file).suffix.lower() for files in (read or {}).values() for file in files}
+    left = [
+        path.name
+        for path in sorted(folder.iterdir() if folder.is_dir() else ())
+        if path.suffix.lower() in {*_JSON, *_TABLES, *_COLUMNS} - kinds
+    ]
+    if left:
+        logger.warning(
+            "%s: files of one format are read (%s); left out: %s",
+            folder, ", ".join(sorted(kinds)), ", ".join(left),
+        )  # fmt: skip

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignvec.data.annotation.store import Annotations, annotator_name
+from alignvec.data.forms import is_absent
 from alignvec.data.records import LEVELS
 from alignvec.data.sources import is_table, rows
 from alignvec.errors import AlignvecError
@@ -182,7 +183,7 @@ def _cells(place: str, row: Mapping[str, Any]) -> dict[str, str]:
 
 def _cell(value: Any) -> str:
     """As text, empty if there is nothing. A number is the same with and without a point."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if is_absent(value):
         return ""
     text = str(value).strip()
     return text.partition(".")[0] if _WHOLE.fullmatch(text) else text
