@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--answers", type=int, default=20)
     parser.add_argument("--queries", type=int, help="Only so many a domain.")
+    parser.add_argument("--epochs", help="Passes over the records, in the place of the default.")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     done: dict[str, Any] = {}
@@ -135,6 +136,7 @@ def bank(options: argparse.Namespace) -> dict[str, Any]:
 def trained(options: argparse.Namespace, name: str, more: Sequence[str]) -> Path:
     """The folder of the vector, or of the vectors of a bank; as a user would make it."""
     work: Path = options.work
+    more = [*more, "--epochs", options.epochs] if options.epochs else more
     aligned, vector = work / name, work / f"{name}-av"
     for command, out in (
         (["align", options.base, "--answers", "0", *more], aligned),

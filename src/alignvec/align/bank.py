@@ -44,7 +44,7 @@ class Bank:
             torch.arange(len(ranks)), torch.tensor(ranks)
         )
         self._strengths: torch.Tensor | None = None
-        for layer in self._layers().values():
+        for layer in self.layers.values():
             layer.lora_A[_ADAPTER].register_forward_hook(self._turn)
 
     @contextmanager
@@ -63,7 +63,7 @@ class Bank:
         Raises:
             AlignvecError: it is not low-rank, or changes what this adapter does not reach.
         """
-        layers, span = self._layers(), self._span[knob]
+        layers, span = self.layers, self._span[knob]
         for name, delta in vector.deltas.items():
             layer = layers.get(name.removesuffix(".weight"))
             if not isinstance(delta, LowRank) or layer is None:
@@ -78,6 +78,21 @@ class Bank:
         for layer in layers.values():
             layer.lora_A[_ADAPTER].weight.register_hook(lambda grad: _zeroed(grad, 0, span))
             layer.lora_B[_ADAPTER].weight.register_hook(lambda grad: _zeroed(grad, 1, span))
+
+    def rank(self, knob: str) -> int:
+        """How many columns a knob has."""
+        return self._span[knob].stop - self._span[knob].start
+
+    def look(self, knob: str, layer: str, directions: torch.Tensor) -> None:
+        """Let a knob's A in a layer be `directions` [r, in]."""
+        weight = self.layers[layer].lora_A[_ADAPTER].weight
+        with torch.no_grad():
+            weight[self._span[knob]] = directions.to(weight)
+
+    def keep_directions(self) -> None:
+        """Leave every knob's A as it is in training."""
+        for layer in self.layers.values():
+            layer.lora_A[_ADAPTER].weight.requires_grad_(False)
 
     def factors(
         self, knob: str, state: Mapping[str, torch.Tensor] | None = None
@@ -95,10 +110,12 @@ class Bank:
                 * layer.scaling[_ADAPTER],
                 transposed=bool(layer.fan_in_fan_out),
             )
-            for name, layer in self._layers().items()
+            for name, layer in self.layers.items()
         }
 
-    def _layers(self) -> Mapping[str, Any]:
+    @property
+    def layers(self) -> Mapping[str, Any]:
+        """Those of the model that have the knobs' columns, by their names there."""
         return {
             name: module
             for name, module in self.model.get_base_model().named_modules()

@@ -77,7 +77,9 @@ def pairs_along(
         for other, text in rejected.items():
             name, broken = f"{record.id}:{level}>{other}", other == level
             pairs.append(
-                PreferencePair(name, record.prompt, chosen, text, strengths, broken=broken)
+                PreferencePair(
+                    name, record.prompt, chosen, text, strengths, broken=broken, knob=knob
+                )
             )
     return pairs
 
@@ -152,7 +154,7 @@ def _held(
         said = drawn.sample(EVERYDAY, len(levels))
         return [PreferencePair(f"everyday:{q}", q, a, a, strengths, hold=True) for q, a in said]
     if kind == "held":
-        record = drawn.choice(held)
+        record, knob = drawn.choice(held), ""
     return [
         PreferencePair(
             f"{record.id}:{one}={other}",
@@ -161,6 +163,7 @@ def _held(
             record.levels[other],
             strengths,
             hold=True,
+            knob=knob,
         )
         for one, other in itertools.pairwise([*levels, levels[0]])
     ]
@@ -185,5 +188,5 @@ def _near(place: float, drawn: random.Random) -> float:
 
 
 def _other(places: Places, drawn: random.Random) -> float:
-    """A strength of a knob that a row is not about: at 0 as often as at two of the levels."""
-    return _near(drawn.choice([0.0, 0.0, *places.values()]), drawn)
+    """A strength of a knob that a row is not about: at 0 as often as at each of the levels."""
+    return _near(drawn.choice([0.0, *places.values()]), drawn)

@@ -20,6 +20,7 @@ import torch
 from accelerate import PartialState
 from trl import DPOConfig
 
+from alignvec.align.aim import aim, texts_by_knob
 from alignvec.align.bank import Bank, rank_of
 from alignvec.align.lora import gain, linear_layers, lora_config
 from alignvec.align.objectives import OBJECTIVES
@@ -148,45 +149,43 @@ def _align(
         dataset = pairs_dataset(tokens, settings.seed, work, multiple)
     can_branch(loaded.model)  # tried while the weights are whole
     ranks = [settings.rank] * max(1, len(knobs)) + [*map(rank_of, beside.values())]
+    trainer = SharedPromptTrainer(
+        objective=settings.loss if settings.loss in OBJECTIVES else None,
+        margin=settings.margin,
+        likelihood=settings.likelihood or 0.0,
+        hold=settings.hold,
+        ratio=settings.ratio or 1.0,
+        model=loaded.model,
+        args=_dpo_config(settings, batch, along, work, device),
+        train_dataset=dataset,
+        data_collator=TurnedPairs(loaded.tokenizer.pad_token_id, settings.max_length),
+        processing_class=loaded.tokenizer,
+        peft_config=lora_config(loaded.model, linear, settings, sum(ranks))
+        if settings.method == "lora"
+        else None,
+    )
+    if beside and trainer.is_fsdp_enabled:  # which takes the place of what `keep` hooks into
+        raise AlignvecError("knobs are not trained beside others where weights are spread (FSDP)")
+    if along:
+        trainer.bank = Bank(trainer.model, [*knobs, *beside], ranks)
+        for knob, vector in beside.items():
+            trainer.bank.keep(knob, vector)
+        if len(knobs) > 1 and resume_from:
+            trainer.bank.keep_directions()
+        elif len(knobs) > 1:
+            aim(trainer.bank, texts_by_knob(tokens), settings.max_length)
+        # Weights that are spread (FSDP) write no answers.
+        if settings.loss in OBJECTIVES and settings.own_answers < 1 and not trainer.is_fsdp_enabled:
+            steps = math.ceil(len(tokens) / (batch * group.num_processes))
+            own = OwnAnswers(
+                trainer.model, loaded.tokenizer, trainer.bank, trainer.train_dataset, work,
+                round(settings.own_answers * steps),
+            )  # fmt: skip
+            trainer.add_callback(own)
+            trainer.data_collator.own = own
+    trainer.add_callback(clock)
     with progress("aligning", "step") as bar:
-        trainer = SharedPromptTrainer(
-            objective=settings.loss if settings.loss in OBJECTIVES else None,
-            margin=settings.margin,
-            likelihood=settings.likelihood or 0.0,
-            hold=settings.hold,
-            ratio=settings.ratio or 1.0,
-            model=loaded.model,
-            args=_dpo_config(settings, batch, along, work, device),
-            train_dataset=dataset,
-            data_collator=TurnedPairs(loaded.tokenizer.pad_token_id, settings.max_length),
-            processing_class=loaded.tokenizer,
-            peft_config=lora_config(loaded.model, linear, settings, sum(ranks))
-            if settings.method == "lora"
-            else None,
-        )
-        if beside and trainer.is_fsdp_enabled:  # which takes the place of what `keep` hooks into
-            raise AlignvecError(
-                "knobs are not trained beside others where weights are spread (FSDP)"
-            )
-        if along:
-            trainer.bank = Bank(trainer.model, [*knobs, *beside], ranks)
-            for knob, vector in beside.items():
-                trainer.bank.keep(knob, vector)
-            # Weights that are spread (FSDP) write no answers.
-            if (
-                settings.loss in OBJECTIVES
-                and settings.own_answers < 1
-                and not trainer.is_fsdp_enabled
-            ):
-                steps = math.ceil(len(tokens) / (batch * group.num_processes))
-                own = OwnAnswers(
-                    trainer.model, loaded.tokenizer, trainer.bank, trainer.train_dataset, work,
-                    round(settings.own_answers * steps),
-                )  # fmt: skip
-                trainer.add_callback(own)
-                trainer.data_collator.own = own
         trainer.add_callback(ProgressOnBar(bar))
-        trainer.add_callback(clock)
         _train(trainer, resume_from, work)
     curve = _curve(trainer.state.log_history)
     record |= {"seconds": round(clock.seconds, 1), "curve": curve}

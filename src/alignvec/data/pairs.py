@@ -21,6 +21,7 @@ class PreferencePair:
         strengths: of each knob, under which that is so. None of a plain pair: of the aligned model.
         broken: the rejected response is the chosen one, broken.
         hold: neither is preferred, both stay as likely as the base finds them under `strengths`.
+        knob: that answers for the record, if one does.
     """
 
     id: str
@@ -30,6 +31,7 @@ class PreferencePair:
     strengths: tuple[float, ...] = ()
     hold: bool = False
     broken: bool = False
+    knob: str = ""
 
     @property
     def record(self) -> str:
