@@ -7,9 +7,9 @@
 `lines`: one vector a domain and seed, with every default of `alignvec align`; rates on the test
 part, 20 answers at each place, as they came, and which of them are broken texts. `bank`: three
 knobs in one training, added at the places of each of the 27 behaviours, no search and no router;
-the leak of each. `objectives`: one domain, other losses at the same cost, on the validation part.
-What is trained and measured already is taken from WORK and from the output, so a run that is killed
-goes on.
+the leak of each, and what it writes in every behaviour. `objectives`: one domain, other losses at
+the same cost, on the validation part. What is trained and measured already is taken from WORK and
+from the output, so a run that is killed goes on.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from alignvec.evaluate.broken import Bounds
 from alignvec.evaluate.check import check_levels
 from alignvec.evaluate.leak import measure_leak
 from alignvec.evaluate.rates import rates_of
-from alignvec.evaluate.text import AnswerProbe
+from alignvec.evaluate.text import LENGTH, AnswerProbe, text_quality
 from alignvec.knobs.model import KnobModel
 from alignvec.search.scorer import Scorer
 from alignvec.search.solution import Solution
@@ -41,6 +41,7 @@ from provenance import made
 
 DOMAINS = ("medical", "financial", "legal")
 PLACES = spaced(LEVELS)
+_ROWS = 54  # answered at once
 OBJECTIVES: dict[str, list[str]] = {
     "simpo (default)": [],
     "softmax": ["--loss", "softmax"],
@@ -62,6 +63,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--answers", type=int, default=20)
     parser.add_argument("--queries", type=int, help="Only so many a domain.")
+    parser.add_argument("--asked", type=int, default=4, help="Queries a domain a bank answers.")
     parser.add_argument("--epochs", help="Passes over the records, in the place of the default.")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
@@ -104,12 +106,14 @@ def objectives(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def bank(options: argparse.Namespace) -> dict[str, Any]:
-    def measured(seed: int) -> dict[str, Any]:
+    def opened(seed: int) -> KnobModel:
         more = ["--domain", ",".join(options.domains), "--seed", str(seed)]
         vectors = trained(options, f"bank-{seed}", more)
-        model = KnobModel.from_pretrained(
-            options.base, {domain: vectors / domain for domain in options.domains}
-        )
+        folders = {domain: vectors / domain for domain in options.domains}
+        return KnobModel.from_pretrained(options.base, folders)
+
+    def measured(seed: int) -> dict[str, Any]:
+        model = opened(seed)
         records = [r for d in options.domains for r in held_out(options, d, "test")]
         scorer = Scorer(model, records, list(LEVELS))
         domains = np.array(scorer.domains)
@@ -130,7 +134,44 @@ def bank(options: argparse.Namespace) -> dict[str, Any]:
             "leak": [leak.to_json() for leak in leaks],
         }
 
-    return {f"seed {seed}": lambda seed=seed: measured(seed) for seed in options.seeds}
+    def read(seed: int) -> dict[str, Any]:
+        """What it writes in every behaviour, greedily, to some queries of every domain."""
+        model = opened(seed)
+        asked = [r for d in options.domains for r in held_out(options, d, "test")[: options.asked]]
+        targets = list(behaviours(options.domains, LEVELS))
+        settings = [{}, *({knob: PLACES[level] for knob, level in t.items()} for t in targets)]
+        rows = [(record.prompt, setting) for setting in settings for record in asked]
+        said: list[str] = []
+        for start in range(0, len(rows), _ROWS):
+            prompts, knobs = zip(*rows[start : start + _ROWS], strict=True)
+            said += model.generate(list(prompts), list(knobs), LENGTH)
+            print(f"answered: {len(said)} of {len(rows)}", flush=True)
+        texts = [said[start : start + len(asked)] for start in range(0, len(said), len(asked))]
+        train = [r for d in options.domains for r in read_records("builtin", LEVELS, d, "train")]
+        bounds = Bounds.of(texts[0], [record.levels[level] for record in train for level in LEVELS])
+
+        def seen(found: Sequence[str]) -> dict[str, Any]:
+            return {
+                "quality": asdict(text_quality(found)),
+                "broken": sum(bounds.broken(text) is not None for text in found),
+                "answers": list(found),
+            }
+
+        return {
+            "queries": [{"domain": record.domain, "query": record.query} for record in asked],
+            "bounds": bounds.to_json(),
+            "base": seen(texts[0]),
+            "behaviours": [
+                {"target": target, **seen(found)}
+                for target, found in zip(targets, texts[1:], strict=True)
+            ],
+        }
+
+    return {
+        name: lambda run=run, seed=seed: run(seed)
+        for seed in options.seeds
+        for name, run in ((f"seed {seed}", measured), (f"seed {seed}, text", read))
+    }
 
 
 def trained(options: argparse.Namespace, name: str, more: Sequence[str]) -> Path:

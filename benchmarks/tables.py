@@ -110,6 +110,50 @@ def lines() -> str:
     return table(header, rows)
 
 
+def bank() -> str:
+    """Three knobs of one training, added at the places of every behaviour: the rate of the level
+    that each domain was to have, and what the answers are like.
+    """
+    runs = result("bank")["runs"]
+    (name,) = (name for name in runs if not name.endswith("text"))
+    texts = {tuple(one["target"].items()): one for one in runs[f"{name}, text"]["behaviours"]}
+    base = runs[f"{name}, text"]["base"]
+
+    def text(one: dict[str, Any]) -> list[str]:
+        found = one["quality"]
+        return [
+            share(found["repeated"]),
+            f"{found['words']:.0f}",
+            share(found["finished"]),
+            f"{one['broken']} of {found['answers']}",
+        ]
+
+    rows = []
+    for one in runs[name]["behaviours"]:
+        target = one["target"]
+        own = [share(one["rates"][domain]["rate"][target[domain]]) for domain in DOMAINS]
+        how = "firmly" if one["firmly"] else "yes" if one["reached"] else "no"
+        rows.append([*(target[domain] for domain in DOMAINS), " ".join(own), how])
+        rows[-1] += text(texts[tuple(target.items())])
+    header = [*DOMAINS, "rates of these levels", "reached", "repeated", "words", "ended", "broken"]
+    return table(header, [["base", "", "", "", "", *text(base)], *rows])
+
+
+def bank_leaks() -> str:
+    """How much each level's rate rises where its knob is alone, at home and elsewhere."""
+    runs = result("bank")["runs"]
+    (name,) = (name for name in runs if not name.endswith("text"))
+    rows = [
+        [
+            leak["knob"], level, *(share(leak["effect"][level][domain]) for domain in DOMAINS),
+            f"{leak['neutral'][level]:.3f}",
+        ]
+        for leak in runs[name]["leak"]
+        for level in LEVELS
+    ]  # fmt: skip
+    return table(["knob", "at the place of", *DOMAINS, "neutral text (KL, nats a token)"], rows)
+
+
 def answers(level: str | None) -> str:
     """The answers of the first vector at a level's place, or of the base, as they came."""
     run = next(iter(result("lines")["runs"].values()))

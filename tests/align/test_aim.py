@@ -1,10 +1,12 @@
 """The knobs of a bank look where their own texts differ, and go on looking there."""
 
+import shutil
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from alignvec.align import AlignSettings, align
 from alignvec.align.aim import _directions, texts_by_knob
@@ -14,6 +16,7 @@ from alignvec.align.pairs import TokenPair
 from alignvec.data import LEVELS, Record
 from alignvec.data.line import spaced
 from alignvec.data.pairs import PreferencePair
+from alignvec.errors import NoNumbersError
 
 PLACES = spaced(LEVELS)
 
@@ -112,6 +115,16 @@ def test_a_bank_keeps_to_its_directions(architecture, tiny, tmp_path, monkeypatc
         a = adapter[f"base_model.model.{layer}.lora_A.weight"]
         torch.testing.assert_close(a, directions)
         assert adapter[f"base_model.model.{layer}.lora_B.weight"].any()
+
+
+def test_of_a_base_that_computes_no_numbers_the_loss_tells(tiny, tmp_path):
+    base = shutil.copytree(tiny(), tmp_path / "base")
+    weights = load_file(base / "model.safetensors")
+    weights["model.layers.1.input_layernorm.weight"][0] = float("nan")
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    pairs = pairs_along({"tea": records_of("tea"), "rum": records_of("rum")}, PLACES)
+    with pytest.raises(NoNumbersError, match="from the first step on"):
+        align(str(base), pairs, tmp_path / "bank", AlignSettings(rank=4), knobs=["tea", "rum"])
 
 
 def test_one_knob_looks_where_it_likes(tiny, tmp_path, monkeypatch):

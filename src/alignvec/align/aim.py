@@ -62,7 +62,12 @@ def aim(bank: Bank, texts: Mapping[str, Sequence[Tokens]], longest: int) -> None
                 for knob, some in texts.items()
             }
             for name in layers:
-                own = {knob: found[name] for knob, found in moments.items() if name in found}
+                # What is no number the loss will tell.
+                own = {
+                    knob: found[name]
+                    for knob, found in moments.items()
+                    if name in found and found[name].isfinite().all()
+                }
                 for knob in own.keys() - {""}:
                     others = [other for of, other in own.items() if of != knob]
                     if others:
