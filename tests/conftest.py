@@ -106,7 +106,7 @@ def tiny(tmp_path_factory):
     made: dict[tuple, Path] = {}
 
     def get(architecture: str = "llama", seed: int = 0, **changes) -> Path:
-        key = (architecture, seed, *sorted(changes.items()))
+        key = (architecture, seed, repr(sorted(changes.items())))
         if key not in made:
             folder = tmp_path_factory.mktemp("tiny") / f"{architecture}-{seed}"
             made[key] = build(architecture, folder, seed, **changes)

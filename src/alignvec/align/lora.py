@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from alignvec.align.settings import GAIN, AlignSettings
 from alignvec.base.architecture import Architecture
@@ -42,18 +43,22 @@ def linear_layers(model: PreTrainedModel) -> dict[str, Any]:
     """The linear layers that a text goes through and that are asked for their output, by name.
 
     Found out by trying, once with few tokens: of layers that differ by numbers alone (experts) one
-    stands for all. Not the output head.
+    stands for all. Not the output head, nor what PEFT would take for something else.
     """
     called: set[str] = set()
     named = {
         name: module
         for name, module in model.named_modules()
-        if type(module).__name__ in ("Linear", "Conv1D")
+        if isinstance(module, torch.nn.Linear | Conv1D)
         and module is not model.get_output_embeddings()
     }
 
     def note(kind: str) -> Any:
-        return lambda *_: called.add(kind)
+        def noted(_: Any, __: Any, output: Any) -> None:
+            if isinstance(output, torch.Tensor):  # a router may be a linear layer that makes more
+                called.add(kind)
+
+        return noted
 
     handles = [module.register_forward_hook(note(_kind(name))) for name, module in named.items()]
     try:
@@ -66,7 +71,9 @@ def linear_layers(model: PreTrainedModel) -> dict[str, Any]:
     return {
         name: module
         for name, module in named.items()
-        if _kind(name) in called and not known.reads_past(name)
+        if _kind(name) in called
+        and not known.reads_past(name)
+        and not known.peft_takes_for_expert(name)
     }
 
 

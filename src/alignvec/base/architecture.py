@@ -45,7 +45,10 @@ from alignvec.base.wrappers import unwrapped
 from alignvec.errors import AlignvecError, printable
 from alignvec.files import read_object
 
-_PEFT_PACKS = ("mixtral", "qwen2_moe")  # the layouts of experts in its conversion of adapters
+_PEFT_PACKS = {  # the layouts of experts in its conversion of adapters, and what it finds them by
+    "mixtral": ("w1", "w2", "w3"),
+    "qwen2_moe": ("gate_proj", "up_proj", "down_proj"),
+}
 _COMPUTES = (
     "model_type", "num_attention_heads", "num_key_value_heads", "head_dim", "rope_parameters",
     "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "hidden_act",
@@ -208,8 +211,15 @@ class Architecture:
         return found
 
     def is_linear(self, module: str) -> bool:
-        """Whether a module is a linear layer, and no other thing that has a matrix."""
-        return isinstance(self._model.get_submodule(module), torch.nn.Linear | Conv1D)
+        """Whether a module is a linear layer, and no other thing that has a matrix: it makes a
+        tensor of a tensor, as some routers of that class do not.
+        """
+        layer = self._model.get_submodule(module)
+        if not isinstance(layer, torch.nn.Linear | Conv1D):
+            return False
+        width = layer.weight.shape[0 if isinstance(layer, Conv1D) else 1]
+        with torch.no_grad():
+            return isinstance(layer(layer.weight.new_zeros(1, width)), torch.Tensor)
 
     def stores_experts_in_out(self, module: str) -> bool:
         """Whether a module holds the weights of its experts as [E, in, out]."""
@@ -231,8 +241,27 @@ class Architecture:
     @property
     def experts_known_to_peft(self) -> bool:
         """Whether PEFT packs an adapter's factors of experts as transformers packs the weights."""
-        kind = self._model.config.model_type
-        return kind == "mixtral" or _MODEL_TO_CONVERSION_PATTERN.get(kind) in _PEFT_PACKS
+        return self._packed_by_peft in _PEFT_PACKS
+
+    def peft_takes(self, module: str) -> bool:
+        """Whether PEFT puts factors on a module that may be a router: a linear layer, or one that
+        it knows to hold a parameter.
+        """
+        known = self.experts_known_to_peft and module.endswith(".gate")
+        return known or self.is_linear(module)
+
+    def peft_takes_for_expert(self, module: str) -> bool:
+        """Whether PEFT takes a linear layer beside the experts, of a dense or a shared MLP, for one
+        of theirs where it stands among `target_modules`: it goes by the end of the name.
+        """
+        parts = _PEFT_PACKS.get(self._packed_by_peft, ())
+        named = module.rpartition(".")[2] in parts and f"{module}.weight" in self.live
+        return named and self.is_linear(module)
+
+    @property
+    def _packed_by_peft(self) -> str:
+        kind = str(self._model.config.model_type)
+        return kind if kind == "mixtral" else _MODEL_TO_CONVERSION_PATTERN.get(kind, "")
 
     def _fresh(self) -> list[Any]:
         """Copies: some transforms remember what they have seen."""

@@ -23,7 +23,9 @@ from alignvec.base.rope import alike, forget_lengths, scaled_beyond
 
 _LONGEST: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
 _ROWS = [Row([1, 2, 3, 4], [list(range(5, 17)), [3, 5, 9, 30, 31, 32]])]
-_REACH = re.compile(r"(window|windows|window_size|window_len|local_attention|chunk_size)$")
+_REACH = re.compile(
+    r"(window|windows|window_size|window_len|local_attention|chunk_size|index_topk)$"
+)
 
 
 def can_branch(model: PreTrainedModel, length: int = 0) -> bool:

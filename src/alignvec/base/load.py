@@ -81,6 +81,10 @@ def load_checkpoint(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
             config = AutoConfig.from_pretrained(
                 folder, trust_remote_code=False, local_files_only=True
             )
+            if hasattr(config, "rescale_every"):
+                # RWKV divides weights of its upper layers at its first pass, against overflows in
+                # float16; a change that is added to them, or taken back, is then another one.
+                config.rescale_every = 0
             loaded: Any = writer_of_text(config).from_pretrained(
                 folder,
                 config=config,

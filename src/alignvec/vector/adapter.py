@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,13 +101,13 @@ def read_adapter(folder: Path, base: Weights) -> dict[str, Delta]:
             continue
         check_acts(config, base, module, name.removesuffix(".weight"), factors)
         if name not in base and name not in base.tied and {"A", "B"} <= factors.keys():
-            of_experts = expert_deltas(base, module, factors["A"], factors["B"], config.scaling)
-            if of_experts:
+            if of_experts := expert_deltas(base, module, factors["A"], factors["B"], config):
                 deltas |= of_experts
                 continue
-        # PEFT turns each layer by its kind, whatever the flag says of all.
+        # PEFT turns each layer by its kind, whatever the flag says of all, and no parameter.
         flag = bool(config.fields.fan_in_fan_out)
         transposed = flag if base.transposed is None else name in base.transposed
+        transposed = transposed and not config.is_parameter(name)
         delta = _low_rank(folder, module, factors, config, transposed)
         if "embedding_A" in factors:
             _check_fits(base, name, tuple(delta.shape))
@@ -307,15 +307,18 @@ def _dora(
 
 
 def write_adapter(
-    folder: Path, base: str, factored: Mapping[str, LowRank], dtype: torch.dtype
+    folder: Path,
+    base: str,
+    factored: Mapping[str, LowRank],
+    dtype: torch.dtype,
+    parameters: Collection[str] = (),
 ) -> None:
     """A PEFT LoRA adapter with scaling 1: `adapter_model.safetensors`, `adapter_config.json`.
 
-    Factors of a smaller rank are padded with zeros, since readers want one rank.
+    Factors of a smaller rank are padded with zeros, since readers want one rank. Weights among
+    `parameters` are named themselves, not by their layers.
     """
-    rank = max(delta.rank for delta in factored.values())
-
-    tensors = {}
+    rank, tensors = max(delta.rank for delta in factored.values()), {}
     for name, delta in factored.items():
         module = f"base_model.model.{name.removesuffix('.weight')}"
         missing = rank - delta.rank
@@ -324,10 +327,13 @@ def write_adapter(
         tensors[f"{module}.lora_B.weight"] = b.to(dtype).contiguous()
     check_space(folder, sum(tensor.nbytes for tensor in tensors.values()))
     save_file(tensors, folder / "adapter_model.safetensors")
-    write_json(folder / "adapter_config.json", _adapter_config(base, factored, rank))
+    write_json(folder / "adapter_config.json", _adapter_config(base, factored, rank, parameters))
 
 
-def _adapter_config(base: str, factored: Mapping[str, LowRank], rank: int) -> dict[str, Any]:
+def _adapter_config(
+    base: str, factored: Mapping[str, LowRank], rank: int, parameters: Collection[str]
+) -> dict[str, Any]:
+    modules = sorted(name.removesuffix(".weight") for name in factored if name not in parameters)
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -338,6 +344,7 @@ def _adapter_config(base: str, factored: Mapping[str, LowRank], rank: int) -> di
         "bias": "none",
         "fan_in_fan_out": any(delta.transposed for delta in factored.values()),
         # Full names, so that only the layers that have factors are touched.
-        "target_modules": sorted(name.removesuffix(".weight") for name in factored),
+        "target_modules": modules,
+        **({"target_parameters": sorted(parameters)} if parameters else {}),
         "inference_mode": True,
     }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 
 from alignvec.base.weights import Weights
 from alignvec.errors import AlignvecError
+from alignvec.vector.adapter_config import MERGE, AdapterConfig
 from alignvec.vector.delta import Delta, Dense, Lazy, LowRank
 
 if TYPE_CHECKING:
@@ -23,37 +24,48 @@ def expert_deltas(
     module: str,
     a: torch.Tensor,
     b: torch.Tensor,
-    scaling: Callable[[str, int], float],
+    config: AdapterConfig,
 ) -> dict[str, Delta]:
     """The deltas of a tensor [E, out, in] of `module` that PEFT reached by `target_parameters`.
 
-    Which of its tensors that was is nowhere written; the shapes of the factors tell.
+    Which of its tensors that was the shapes of the factors tell, or, of square ones, the config.
 
     Args:
         a: [E r, in], the factors A of all experts one below the other.
         b: [out, r E], the factors B, the expert changing fastest.
-        scaling: of a tensor by its name, and the rank of its factors -> PEFT's factor on B A.
 
     Returns:
         A delta for each part that the files hold; none if it is no such tensor.
+
+    Raises:
+        AlignvecError: it may be one or the other.
     """
     known = base.architecture
     while module.endswith(".base_layer"):  # of one tensor of the module beside another
         module = module.removesuffix(".base_layer")
     if known is None or a.ndim != 2 or b.ndim != 2:
         return {}
-    deltas: dict[str, Delta] = {}
+    fitting = {}
     for name, tensor in known.live.items():
-        if name.rpartition(".")[0] != module or tensor.ndim != 3:
-            continue
-        turned = known.stores_experts_in_out(module)
-        count, out, width = (tensor.mT if turned else tensor).shape
-        if len(a) % count or (len(b), a.shape[1], b.shape[1]) != (out, width, len(a)):
-            continue
+        if name.rpartition(".")[0] == module and tensor.ndim == 3:
+            turned = known.stores_experts_in_out(module)
+            count, out, width = (tensor.mT if turned else tensor).shape
+            if not len(a) % count and (len(b), a.shape[1], b.shape[1]) == (out, width, len(a)):
+                fitting[name] = count, out, width
+    if len(fitting) > 1:
+        fitting = {name: shape for name, shape in fitting.items() if config.is_parameter(name)}
+        if len(fitting) != 1:
+            raise config.error(
+                "target_parameters",
+                f"the factors on {module} fit several of its tensors, and nothing says which of "
+                f"them they are of; {MERGE}",
+            )
+    deltas: dict[str, Delta] = {}
+    for name, (count, out, width) in fitting.items():
         factors_a = a.reshape(count, -1, width)
-        scale = scaling(name, len(a) // count)
+        scale = config.scaling(name, len(a) // count)
         factors_b = scale * b.float().reshape(out, -1, count).permute(2, 0, 1)
-        if turned:
+        if known.stores_experts_in_out(module):
             deltas[name] = _stacked(factors_a.mT, factors_b.mT)
             continue
         # Taken apart as the weights are, with the number of the expert beside.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import suppress
 from pathlib import Path
 
+from alignvec.base.architecture import Architecture
 from alignvec.base.model_weights import ModelWeights
 from alignvec.base.source import find_base
 from alignvec.errors import AlignvecError, check_known
@@ -16,8 +19,9 @@ from alignvec.vector.experts import completed, of_experts
 from alignvec.vector.gguf import write_gguf
 
 FORMATS = ("peft", "gguf")
-_ROUTER = ".router"  # a layer of its own kind in some models
-_DOUBTFUL = (f"{NEVER_ASKED}.weight", f"{_ROUTER}.weight")  # the base says whether PEFT takes them
+_ROUTERS = (".router", ".gate")  # layers of their own kind in some models
+# The base says whether PEFT takes these, and whether for what they are.
+_DOUBTFUL = re.compile(r"(\.dt_proj|\.router|\.gate)\.weight$|\.shared_experts?\.")
 
 
 def export(
@@ -51,25 +55,40 @@ def export(
         raise AlignvecError("the vector is empty; there is no adapter to write")
     if form == "gguf":
         return write_gguf(vector, factored, out, _base_of(vector, base), overwrite)
-    experts = of_experts(factored)
-    doubtful = [name for name in factored if name.endswith(_DOUBTFUL)]
-    if (experts or doubtful) and (known := _base_of(vector, base).architecture) is not None:
-        if experts:
-            factored = completed(known, factored)
-        for name in doubtful:
-            module = name.removesuffix(".weight")
+    parameters: list[str] = []
+    if (known := _architecture(vector, base)) is not None:
+        factored = completed(known, factored)
+        modules = {name: name.removesuffix(".weight") for name in factored}
+        for name, module in modules.items():
             if module.endswith(NEVER_ASKED) and known.reads_past(module):
                 raise AlignvecError(
                     f"{name} is read by the model without calling its layer, so that PEFT's "
                     "factors would do nothing there; fold the vector"
                 )
-            if module.endswith(_ROUTER) and not known.is_linear(module):
+            if module.endswith(_ROUTERS) and not known.peft_takes(module):
                 raise AlignvecError(
                     f"{name} is of a module that PEFT puts no factors on; fold the vector"
                 )
+        parameters = [n for n, module in modules.items() if known.peft_takes_for_expert(module)]
     with atomic_folder(out, overwrite) as partial:
-        write_adapter(partial, vector.base.id, factored, vector.dtype)
+        write_adapter(partial, vector.base.id, factored, vector.dtype, parameters)
     return out
+
+
+def _architecture(vector: AlignmentVector, base: str | None) -> Architecture | None:
+    """Of the base, where there may be a question to it; of other vectors only if it lies here.
+
+    Raises:
+        AlignvecError: see `_base_of`.
+    """
+    names = vector.deltas
+    if base or of_experts(names) or any(_DOUBTFUL.search(name) for name in names):
+        return _base_of(vector, base).architecture
+    if not Path(vector.base.id).is_dir():
+        return None
+    with suppress(AlignvecError):
+        return _base_of(vector, base).architecture
+    return None
 
 
 def _base_of(vector: AlignmentVector, base: str | None) -> ModelWeights:
