@@ -100,10 +100,10 @@ def read_adapter(folder: Path, base: Weights) -> dict[str, Delta]:
         if not factors:
             continue
         check_acts(config, base, module, name.removesuffix(".weight"), factors)
-        if name not in base and name not in base.tied and {"A", "B"} <= factors.keys():
-            if of_experts := expert_deltas(base, module, factors["A"], factors["B"], config):
-                deltas |= of_experts
-                continue
+        unknown = name not in base and name not in base.tied and {"A", "B"} <= factors.keys()
+        if unknown and (of_experts := expert_deltas(base, module, factors, config)):
+            deltas |= of_experts
+            continue
         # PEFT turns each layer by its kind, whatever the flag says of all, and no parameter.
         flag = bool(config.fields.fan_in_fan_out)
         transposed = flag if base.transposed is None else name in base.transposed

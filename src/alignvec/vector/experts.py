@@ -22,8 +22,7 @@ _EXPERT = re.compile(r"\.experts\.\d+\.")
 def expert_deltas(
     base: Weights,
     module: str,
-    a: torch.Tensor,
-    b: torch.Tensor,
+    factors: Mapping[str, torch.Tensor],
     config: AdapterConfig,
 ) -> dict[str, Delta]:
     """The deltas of a tensor [E, out, in] of `module` that PEFT reached by `target_parameters`.
@@ -31,8 +30,8 @@ def expert_deltas(
     Which of its tensors that was the shapes of the factors tell, or, of square ones, the config.
 
     Args:
-        a: [E r, in], the factors A of all experts one below the other.
-        b: [out, r E], the factors B, the expert changing fastest.
+        factors: `A` [E r, in], those of all experts one below the other, and `B` [out, r E], the
+            expert changing fastest.
 
     Returns:
         A delta for each part that the files hold; none if it is no such tensor.
@@ -40,7 +39,7 @@ def expert_deltas(
     Raises:
         AlignvecError: it may be one or the other.
     """
-    known = base.architecture
+    known, a, b = base.architecture, factors["A"], factors["B"]
     while module.endswith(".base_layer"):  # of one tensor of the module beside another
         module = module.removesuffix(".base_layer")
     if known is None or a.ndim != 2 or b.ndim != 2:
