@@ -7,26 +7,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from test_bank import PLACES, records_of
 
 from alignvec.align import AlignSettings, align
 from alignvec.align.aim import _directions, texts_by_knob
 from alignvec.align.bank import Bank
 from alignvec.align.curriculum import pairs_along
 from alignvec.align.pairs import TokenPair
-from alignvec.data import LEVELS, Record
-from alignvec.data.line import spaced
+from alignvec.data import LEVELS
 from alignvec.data.pairs import PreferencePair
 from alignvec.errors import NoNumbersError
-
-PLACES = spaced(LEVELS)
-
-
-def records_of(domain: str, count: int = 8) -> list[Record]:
-    told = {"avoidance": f"ask a {domain} shop", "generic": "a few minutes", "expert": "80 C, 90 s"}
-    return [
-        Record(id=f"{domain}{n}", domain=domain, query=f"{domain} number {n}?", levels=told)
-        for n in range(count)
-    ]
 
 
 def moments(width: int, *strong: int) -> torch.Tensor:
@@ -66,9 +56,9 @@ def test_what_no_text_has_is_no_direction():
 
 
 def test_a_text_is_of_the_knob_that_answers_for_it():
-    held = records_of("salt")
+    held = records_of("salt", 8)
     pairs = pairs_along(
-        {"tea": records_of("tea"), "rum": records_of("rum")},
+        {"tea": records_of("tea", 8), "rum": records_of("rum", 8)},
         PLACES,
         passes=30,
         held=held,
@@ -102,7 +92,7 @@ def test_a_bank_keeps_to_its_directions(architecture, tiny, tmp_path, monkeypatc
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Bank, "look", noted)
-    records = {"tea": records_of("tea"), "rum": records_of("rum")}
+    records = {"tea": records_of("tea", 8), "rum": records_of("rum", 8)}
     pairs = pairs_along(records, PLACES, passes=1)
     out, settings = tmp_path / "bank", AlignSettings(rank=4, layers=1.0, save_every=1)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -122,7 +112,7 @@ def test_of_a_base_that_computes_no_numbers_the_loss_tells(tiny, tmp_path):
     weights = load_file(base / "model.safetensors")
     weights["model.layers.1.input_layernorm.weight"][0] = float("nan")
     save_file(weights, base / "model.safetensors", {"format": "pt"})
-    pairs = pairs_along({"tea": records_of("tea"), "rum": records_of("rum")}, PLACES)
+    pairs = pairs_along({"tea": records_of("tea", 8), "rum": records_of("rum", 8)}, PLACES)
     with pytest.raises(NoNumbersError, match="from the first step on"):
         align(str(base), pairs, tmp_path / "bank", AlignSettings(rank=4), knobs=["tea", "rum"])
 
