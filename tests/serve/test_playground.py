@@ -48,7 +48,7 @@ class Person:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
         driver.get(address)
-        self.click("#sampling button")
+        self.open("#sampling")
         box = self.find("#tokens input[type=number]")
         box.clear()
         box.send_keys("16\t")
@@ -70,6 +70,17 @@ class Person:
 
     def click(self, css):
         self.find(css).click()
+
+    def open(self, css):
+        """Open a part that is folded; a click is lost while the page is still being made."""
+
+        def is_open():
+            heading = self.find(f"{css} button")
+            if "open" not in heading.get_attribute("class").split():
+                heading.click()
+            return "open" in heading.get_attribute("class").split()
+
+        self.until(is_open, css)
 
     def field(self, name):
         return self.find(f"#{name} textarea, #{name} input")
@@ -136,7 +147,7 @@ def test_a_knob_turns_the_answer(browser, page):
 def test_a_profile_is_saved_loaded_shared_and_not_overwritten(browser, page, server):
     ada = Person(browser(), page)
     ada.turn_to(1)
-    ada.click("#profiles button")
+    ada.open("#profiles")
     ada.field("name").send_keys("clinic-staff")
     ada.click("#save")
     ada.told("Saved as 'clinic-staff'.")
@@ -150,7 +161,7 @@ def test_a_profile_is_saved_loaded_shared_and_not_overwritten(browser, page, ser
     bob = Person(browser(), link)
     bob.until(lambda: bob.strength == "1")
     bob.turn_to(-1)
-    bob.click("#profiles button")
+    bob.open("#profiles")
     bob.click("#save")
     bob.told("Saved")
     ada.turn_to(0)
@@ -304,7 +315,7 @@ def test_a_knob_may_be_called_anything(browser, tiny, nudged, tmp_path):
 def test_what_nobody_here_has_seen_is_not_overwritten(browser, page, server):
     tea = server.http.put("/v1/profiles/tea", json={"knobs": {"tea": "fine"}})
     ada = Person(browser(), page)
-    ada.click("#profiles button")
+    ada.open("#profiles")
     ada.field("name").send_keys("tea")
     for button in ("#save", "#delete"):
         ada.click(button)
