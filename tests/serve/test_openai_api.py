@@ -253,6 +253,17 @@ def test_what_openai_has_and_we_have_not_is_refused_by_name(served, path, params
         assert served.post(path, {**needed, name: None}).status_code == 200
 
 
+def test_who_said_it_is_told_to_templates_that_ask(client, model):
+    """Clients of several agents name each of them; most templates have no place for that."""
+    named = [{**ASK[0], "name": "ann"}]
+    asked = ChatRequest.model_validate({"model": "tea", "messages": named}).conversation
+    says = "{% for m in messages %}{{ m.name }}: {{ m.content }}{% endfor %}"
+    told = model.tokenizer.apply_chat_template(asked, chat_template=says, tokenize=False)
+    assert told == f"ann: {ASK[0]['content']}"
+    plain, same = chat(client), chat(client, messages=named)
+    assert same.choices[0].message.content == plain.choices[0].message.content
+
+
 PICTURE = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]
 WRONG = {  # the field -> values, each with the param and code of the refusal
     "temprature": [(0.5, "temprature", "unknown_parameter")],
@@ -291,8 +302,7 @@ WRONG = {  # the field -> values, each with the param and code of the refusal
          "unsupported_value"),
         ([{"role": "tool", "content": "x"}], "messages[0].role", "unsupported_value"),
         ([{"role": "user"}], "messages[0].content", "missing_required_parameter"),
-        ([{"role": "user", "content": "a", "name": "ann"}], "messages[0].name",
-         "unknown_parameter"),
+        ([{"role": "user", "content": "a", "name": 1}], "messages[0].name", "invalid_value"),
         ([{"role": "assistant", "content": "a", "tool_calls": [{"id": "1"}]}],
          "messages[0].tool_calls", "unknown_parameter"),
         ([{"role": "user", "content": "\ud800"}], "messages[0].content", "invalid_value"),

@@ -24,7 +24,7 @@ from alignvec.serve.replies import Reply, likelihood
 from alignvec.serve.request import Piece, TokenLogprob
 from alignvec.serve.routes import Strict, Text, Turn, Turning
 
-_SILENT = ("refusal", "annotations", "audio", "function_call", "tool_calls", "name")
+_SILENT = ("refusal", "annotations", "audio", "function_call", "tool_calls")
 
 
 class Message(Turn):

@@ -151,6 +151,9 @@ class Turn(Strict):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | Annotated[list[TextPart], Field(min_length=1)]
+    name: Text | None = Field(
+        default=None, description="Of who said it; for chat templates that have a place for it."
+    )
 
     @property
     def text(self) -> str:
@@ -163,7 +166,8 @@ class Turn(Strict):
     def said(self) -> dict[str, str]:
         """As chat templates know it."""
         role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": self.text}
+        named = {} if self.name is None else {"name": self.name}
+        return {"role": role, "content": self.text, **named}
 
 
 class ScoreRequest(Strict):
