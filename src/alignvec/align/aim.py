@@ -10,10 +10,14 @@ where C = E[x x^T] over the tokens of its own texts, and over those of the other
 everyday questions: generalised eigenvectors. They stay (as in LoRA-FA, arXiv 2308.03303), and what
 B learns reaches other texts only as far as these have the directions. Second moments of inputs
 place adapters in CorDA (arXiv 2406.05223), too, and edits in AlphaEdit (arXiv 2410.02355).
+
+They are few. A layer's inputs have a direction or two in which a domain differs from the others;
+the next ones tell apart the texts that were looked at, and hardly any other.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +31,7 @@ from alignvec.progress import progress
 _TEXTS = 96  # of a knob; of everyday questions as many
 _RIDGE = 0.01  # of the mean of C_other's diagonal: a direction that no text has is no direction
 _ROUNDS = 30  # of the power iteration
+_AS_MANY = 16  # random directions
 _AT_ONCE = 2**29  # numbers of moments that are held, 2 GiB
 
 
@@ -61,17 +66,21 @@ def aim(bank: Bank, texts: Mapping[str, Sequence[Tokens]], longest: int) -> None
                 knob: _moments(bank.model, layers, [text[:longest] for text in some], bar)
                 for knob, some in texts.items()
             }
+            alike = defaultdict(list)
             for name in layers:
+                alike[tuple(id(found.get(name)) for found in moments.values())].append(name)
+            for names in alike.values():
                 # What is no number the loss will tell.
                 own = {
-                    knob: found[name]
+                    knob: found[names[0]]
                     for knob, found in moments.items()
-                    if name in found and found[name].isfinite().all()
+                    if names[0] in found and found[names[0]].isfinite().all()
                 }
                 for knob in own.keys() - {""}:
-                    others = [other for of, other in own.items() if of != knob]
-                    if others:
-                        bank.look(knob, name, _directions(own[knob], others, bank.rank(knob)))
+                    if others := [other for of, other in own.items() if of != knob]:
+                        directions = _directions(own[knob], others, bank.rank(knob))
+                        for name in names:
+                            bank.look(knob, name, directions)
     bank.model.train(training)
     bank.keep_directions()
 
@@ -130,8 +139,9 @@ def _moments(
 def _directions(own: torch.Tensor, others: Sequence[torch.Tensor], rank: int) -> torch.Tensor:
     """[rank, in]: directions that `own` has more than `others`, of moments [in, in].
 
-    Each makes as much of its own texts as a random one of PEFT's, whatever its share of them is, so
-    that a learning rate means the same. Beyond the width of the input they are 0.
+    Together they make as much of their own texts as `_AS_MANY` random ones of PEFT's, and each as
+    much as any other, so that a learning rate means the same however few they are. Beyond the width
+    of the input they are 0.
     """
     width = len(own)
     other = torch.stack([*others]).mean(0)
@@ -146,6 +156,6 @@ def _directions(own: torch.Tensor, others: Sequence[torch.Tensor], rank: int) ->
     inverse = torch.linalg.inv(torch.linalg.cholesky(found.T @ other @ found))
     _, turn = torch.linalg.eigh(inverse @ found.T @ own @ found @ inverse.T)
     found = found @ inverse.T @ turn
-    wanted = own.diagonal().mean() / 3  # of kaiming_uniform_(a=sqrt(5))
+    wanted = own.diagonal().mean() / 3 * _AS_MANY / rank  # a third: kaiming_uniform_(a=sqrt(5))
     found = found * (wanted / (found * (own @ found)).sum(0).clamp_min(1e-12)).sqrt()
     return torch.nn.functional.pad(found.T, (0, 0, 0, rank - found.shape[1]))

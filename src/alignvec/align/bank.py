@@ -32,6 +32,7 @@ class Bank:
 
     Attributes:
         knobs: their names, in the order of the columns.
+        layers: those of the model that have the columns, by their names there.
     """
 
     def __init__(self, model: PeftModel, knobs: Sequence[str], ranks: Sequence[int]) -> None:
@@ -44,6 +45,11 @@ class Bank:
             torch.arange(len(ranks)), torch.tensor(ranks)
         )
         self._strengths: torch.Tensor | None = None
+        self.layers: Mapping[str, Any] = {
+            name: module
+            for name, module in model.get_base_model().named_modules()
+            if isinstance(module, LoraLayer)
+        }
         for layer in self.layers.values():
             layer.lora_A[_ADAPTER].register_forward_hook(self._turn)
 
@@ -111,15 +117,6 @@ class Bank:
                 transposed=bool(layer.fan_in_fan_out),
             )
             for name, layer in self.layers.items()
-        }
-
-    @property
-    def layers(self) -> Mapping[str, Any]:
-        """Those of the model that have the knobs' columns, by their names there."""
-        return {
-            name: module
-            for name, module in self.model.get_base_model().named_modules()
-            if isinstance(module, LoraLayer)
         }
 
     def _turn(self, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:

@@ -131,7 +131,7 @@ def _align(
     rows = itertools.groupby(pairs, lambda one: (one.prompt, one.strengths))
     row = max(sum(1 for _ in group) for _, group in rows)
     linear = linear_layers(loaded.model)
-    settings = settings.resolved(along, len(pairs), gain(linear), row)
+    settings = settings.resolved(along, len(pairs), gain(linear), row, len(knobs))
     settings = settings.within(loaded.model.config)
     batch = share_of(settings.batch_size or 1, group)
     on_disk = open_weights(loaded.folder)
@@ -148,7 +148,7 @@ def _align(
     with group.main_process_first():
         dataset = pairs_dataset(tokens, settings.seed, work, multiple)
     can_branch(loaded.model)  # tried while the weights are whole
-    ranks = [settings.rank] * max(1, len(knobs)) + [*map(rank_of, beside.values())]
+    ranks = [settings.rank or 0] * max(1, len(knobs)) + [*map(rank_of, beside.values())]
     trainer = SharedPromptTrainer(
         objective=settings.loss if settings.loss in OBJECTIVES else None,
         margin=settings.margin,

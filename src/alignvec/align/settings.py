@@ -26,6 +26,8 @@ TRL_LOSSES = {  # our word: TRL's
 LOSSES = (*OBJECTIVES, *TRL_LOSSES)
 METHODS = ("lora", "full")
 GAIN = 4.716  # of the embedded model's linear layers
+_RANK = 16
+_FEW = 4  # directions that a domain has for itself: see `alignvec.align.aim`
 _FULL = 5e-6  # the learning rate of full weights
 _KEPT = 1e-3  # bfloat16 keeps 8 bits: smaller steps are lost on weights of usual size
 _LENGTH_NORMALISED = (*OBJECTIVES, "dpo_norm")  # their beta is per token, not per response
@@ -51,7 +53,7 @@ class AlignSettings:
             what is not preferred; 1: never.
         batch_size: pairs a step. None: 8 at one end, those of two rows along the knob, where many
             small steps reach more than few large ones.
-        rank: of the adapter, for each knob; its alpha is twice that.
+        rank: of the adapter, for each knob; its alpha is twice that. None: 16, in a bank 4.
         max_length: tokens of a prompt with its response; what is longer is cut.
         layers: the share of the blocks that the adapter changes, counted from the top.
         dtype: of the base's weights. None takes what the device computes fastest in for lora, and
@@ -70,7 +72,7 @@ class AlignSettings:
     hold: float = 10.0
     own_answers: float = 0.33
     batch_size: int | None = None
-    rank: int = 16
+    rank: int | None = None
     layers: float = 0.75
     max_length: int = 1024
     seed: int = 0
@@ -111,7 +113,9 @@ class AlignSettings:
                 f"{rate or _FULL:g}; take float32, or method lora"
             )
 
-    def resolved(self, along: bool, pairs: int, gain: float = GAIN, row: int = 1) -> AlignSettings:
+    def resolved(
+        self, along: bool, pairs: int, gain: float = GAIN, row: int = 1, knobs: int = 1
+    ) -> AlignSettings:
         """With a value for everything that was left open.
 
         Args:
@@ -119,6 +123,7 @@ class AlignSettings:
             pairs: how many there are; along a knob over all passes.
             gain: of the model's linear layers, see `peak_learning_rate`.
             row: how many pairs share a row along a knob.
+            knobs: that are trained side by side.
         """
         sized = replace(self, batch_size=self.batch_size or (2 * row if along else 8))
         loss = self.loss or ("simpo" if along else "dpo")
@@ -127,6 +132,7 @@ class AlignSettings:
             loss=loss,
             batch_size=sized.batch_size,
             learning_rate=sized.peak_learning_rate(along, pairs, gain),
+            rank=self.rank or (_FEW if knobs > 1 else _RANK),
             ratio=self.ratio or (4.0 if along else 1.0),
             beta=self.beta or (10.0 if loss in _LENGTH_NORMALISED else 0.1),
             likelihood=(1.5 if along else 0.0) if self.likelihood is None else self.likelihood,

@@ -146,7 +146,7 @@ def align(
             "what is longer is cut, and counted.",
         ),
     ] = 1024,
-    rank: Annotated[int, typer.Option(help="Rank of the adapter, a knob.")] = 16,
+    rank: Annotated[int | None, typer.Option(help="Of a knob. Default: 16; in a bank 4.")] = None,
     layers: Annotated[
         float, typer.Option(help="Share of the blocks that the adapter changes, from the top.")
     ] = 0.75,
