@@ -25,13 +25,13 @@ import torch
 
 from alignvec.align.bank import Bank
 from alignvec.align.pairs import TokenPair
+from alignvec.align.settings import RANK
 from alignvec.base.logprobs import Tokens
 from alignvec.progress import progress
 
 _TEXTS = 96  # of a knob; of everyday questions as many
 _RIDGE = 0.01  # of the mean of C_other's diagonal: a direction that no text has is no direction
 _ROUNDS = 30  # of the power iteration
-_AS_MANY = 16  # random directions
 _AT_ONCE = 2**29  # numbers of moments that are held, 2 GiB
 
 
@@ -139,7 +139,7 @@ def _moments(
 def _directions(own: torch.Tensor, others: Sequence[torch.Tensor], rank: int) -> torch.Tensor:
     """[rank, in]: directions that `own` has more than `others`, of moments [in, in].
 
-    Together they make as much of their own texts as `_AS_MANY` random ones of PEFT's, and each as
+    Together they make as much of their own texts as `RANK` random ones of PEFT's, and each as
     much as any other, so that a learning rate means the same however few they are. Beyond the width
     of the input they are 0.
     """
@@ -156,6 +156,6 @@ def _directions(own: torch.Tensor, others: Sequence[torch.Tensor], rank: int) ->
     inverse = torch.linalg.inv(torch.linalg.cholesky(found.T @ other @ found))
     _, turn = torch.linalg.eigh(inverse @ found.T @ own @ found @ inverse.T)
     found = found @ inverse.T @ turn
-    wanted = own.diagonal().mean() / 3 * _AS_MANY / rank  # a third: kaiming_uniform_(a=sqrt(5))
+    wanted = own.diagonal().mean() / 3 * RANK / rank  # a third: kaiming_uniform_(a=sqrt(5))
     found = found * (wanted / (found * (own @ found)).sum(0).clamp_min(1e-12)).sqrt()
     return torch.nn.functional.pad(found.T, (0, 0, 0, rank - found.shape[1]))

@@ -26,7 +26,7 @@ TRL_LOSSES = {  # our word: TRL's
 LOSSES = (*OBJECTIVES, *TRL_LOSSES)
 METHODS = ("lora", "full")
 GAIN = 4.716  # of the embedded model's linear layers
-_RANK = 16
+RANK = 16
 _FEW = 4  # directions that a domain has for itself: see `alignvec.align.aim`
 _FULL = 5e-6  # the learning rate of full weights
 _KEPT = 1e-3  # bfloat16 keeps 8 bits: smaller steps are lost on weights of usual size
@@ -132,7 +132,7 @@ class AlignSettings:
             loss=loss,
             batch_size=sized.batch_size,
             learning_rate=sized.peak_learning_rate(along, pairs, gain),
-            rank=self.rank or (_FEW if knobs > 1 else _RANK),
+            rank=self.rank or (_FEW if knobs > 1 else RANK),
             ratio=self.ratio or (4.0 if along else 1.0),
             beta=self.beta or (10.0 if loss in _LENGTH_NORMALISED else 0.1),
             likelihood=(1.5 if along else 0.0) if self.likelihood is None else self.likelihood,
