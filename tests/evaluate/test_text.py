@@ -4,12 +4,13 @@ import json
 
 import pytest
 
+from alignvec.data.words import ends_sentence
+from alignvec.errors import AlignvecError
 from alignvec.evaluate.check import LevelCheck, safe_range
 from alignvec.evaluate.rates import Rates
 from alignvec.evaluate.text import (
     AnswerProbe,
     TextQuality,
-    finished,
     repeated,
     text_quality,
     unsound,
@@ -39,17 +40,43 @@ def test_a_text_that_counts_repeats_itself():
     [
         ("It is so.", True), ("Is it?\n", True), ('He said "no."', True), ("**So!**", True),
         ("It is (so).", True), ("and then", False), ("3. ", True), ("a list:", False), ("", False),
-        ("这样。", True),
+        ("这样。", True), ("彼は言った「行く。」", True), ("यह ठीक है।", True),
+        ("هل هذا صحيح؟", True),
+        ("Ist das „so.“", True), ("C'est « fini. »", True), ("สวัสดีครับ", True), ("这样", False),
     ],
 )  # fmt: skip
 def test_an_ended_answer(text, ends):
-    assert finished(text) is ends
+    assert ends_sentence(text) is ends
 
 
 def test_means_over_answers():
     found = text_quality(["a b c d a b c d", "so."], [-1.0, float("nan")])
     assert found == TextQuality(2, 0.1, 4.5, 0.0, 0.5, -1.0)
     assert text_quality(["A 10-day dose", "is 5%."]).numbers == pytest.approx(2 / 5)
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ("喝水" * 12 + "。", "repeats"),
+        ("水。", "short"),
+        ("早上先喝一杯温水，再慢慢走一会儿，好好休息。", None),
+        ("每天8杯水，20分钟，30克盐，5次，7天，9公里。", "numbers"),
+    ],
+)  # fmt: skip
+def test_soundness_where_no_spaces_tell_the_words(said, why):
+    base = text_quality(
+        ["多喝水，早点睡，慢慢就好了，饭后再走一走。", "把灯关掉，深呼吸，放松下来，听一会儿音乐。"]
+    )
+    assert unsound(text_quality([said]), base) == why
+
+
+def test_an_answer_has_the_room_that_the_longest_query_leaves(tiny):
+    model = KnobModel.from_pretrained(tiny("gpt2"), {}, "float32")
+    probe = AnswerProbe(model, ["a" * 490, "b?"])  # of 512 positions
+    assert len(probe.answers({})["greedy"]) == 2
+    with pytest.raises(AlignvecError, match=r"leaves no room .* 512 positions.*--answers 0"):
+        AnswerProbe(model, ["a" * 510])
 
 
 def test_soundness_is_measured_on_the_base():

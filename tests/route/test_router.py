@@ -43,6 +43,21 @@ def test_hidden_means_are_those_of_each_query_alone(base):
         np.testing.assert_allclose(found[index], by_hand(base, QUERIES[index]), atol=2e-5)
 
 
+def test_a_router_of_texts_reads_where_no_spaces_tell_the_words():
+    medical = ["头疼应该吃什么药", "吃药以后头还疼怎么办", "去医院看医生要带什么", "医生让我多吃药"]
+    legal = [
+        "劳动合同没签怎么办",
+        "房东不退押金可以起诉吗",
+        "律师说合同无效怎么办",
+        "起诉要找律师吗",
+    ]
+    domains = ["medical"] * 4 + ["legal"] * 4
+    router = Router.fit(None, None, medical + legal, domains, reads="text")
+    asked = ["头疼", "医生说要吃药", "合同纠纷", "找律师起诉房东"]
+    assert router.domain(None, None, asked) == ["medical", "medical", "legal", "legal"]
+    assert router.domain(None, None, []) == []
+
+
 @pytest.mark.parametrize("count", [2, 3])
 def test_probabilities_are_those_of_a_logistic_regression(base, count):
     """On standardised hidden states, with two domains and with more."""

@@ -1,4 +1,4 @@
-"""Words, also in scripts that put no spaces between them.
+"""Words, and the ends of sentences, also in scripts that put no spaces between words.
 
 There a letter stands alone: runs of letters are compared, and the number of words is only known
 to lie in a range.
@@ -15,6 +15,11 @@ JOINED = rf"[\w--{_IDEOGRAPHS}--{_SPACELESS}]"  # of the letters of a word in ot
 _LONE = regex.compile(LONE, regex.V1)
 _WORD = regex.compile(rf"{LONE}|{JOINED}+", regex.V1)
 _ALONE_OR_SPACED = regex.compile(rf"{LONE}|(?:(?!{LONE})\S)+", regex.V1)
+_SENTENCE_END = regex.compile(
+    # Thai and Lao end a sentence with nothing; “ closes in German.
+    r"""[\p{Sentence_Terminal}…\p{Emoji_Presentation}\p{Thai}\p{Lao}]"""
+    r"""[\p{Pe}\p{Pf}\p{Pi}\p{Cf}"'*_\s]*$"""
+)
 _IDEOGRAPH = regex.compile(_IDEOGRAPHS, regex.V1)
 # Letters that a word has, at least and at most.
 _OF_IDEOGRAPHS, _OF_ALPHABET = (1, 2), (2, 6)
@@ -24,6 +29,17 @@ def words(text: str) -> list[str]:
     """The words, without punctuation; a letter that stands alone is one."""
     found: list[str] = _WORD.findall(text)
     return found
+
+
+def pieces(text: str) -> list[str]:
+    """What stands between spaces, punctuation with it; a letter that stands alone is one."""
+    found: list[str] = _ALONE_OR_SPACED.findall(text)
+    return found
+
+
+def ends_sentence(text: str) -> bool:
+    """Whether a text ends where a sentence does, marks that close aside."""
+    return _SENTENCE_END.search(text.rstrip()[-100:]) is not None
 
 
 def lone_letters(text: str) -> int:
@@ -39,7 +55,7 @@ def word_range(text: str) -> tuple[int, int]:
         return (count := len(text.split())), count
     spaced = sum(
         regex.search(JOINED, part, regex.V1) is not None
-        for part in _ALONE_OR_SPACED.findall(text)
+        for part in pieces(text)
         if not _LONE.match(part)
     )
     ideographs = len(_IDEOGRAPH.findall(text))

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from alignvec.data.words import words
+from alignvec.data.words import ends_sentence, words
 from alignvec.errors import AlignvecError
-from alignvec.evaluate.text import finished, numbers, repeated, variety
+from alignvec.evaluate.text import numbers, repeated, variety
 
 _EDGE = 0.05  # of the base's answers lies beyond each end of what it does by itself
 # Between these lies what a base may set, however well or badly it writes.
@@ -98,7 +98,7 @@ class Bounds:
             words=(least(_length) / 2, most(_length) * 2),
             common=min(_LEAST_COMMON * least(shared), _MOST_COMMON),
             commonest=tuple(common),
-            finished=sum(map(finished, own)) >= _FINISHES * len(own),
+            finished=sum(map(ends_sentence, own)) >= _FINISHES * len(own),
         )
 
     def broken(self, text: str) -> str | None:
@@ -114,7 +114,7 @@ class Bounds:
             "too short": length < self.words[0],
             "too long": length > self.words[1],
             "few common words": self._common(text) < self.common,
-            "unfinished": self.finished and not finished(text),
+            "unfinished": self.finished and not ends_sentence(text),
         }
         return next((reason for reason, found in checks.items() if found), None)
 

@@ -23,7 +23,7 @@ from alignvec.base.logprobs import Row
 from alignvec.base.messages import Messages
 from alignvec.base.prompts import Prompt
 from alignvec.base.state import model_state
-from alignvec.data.words import words
+from alignvec.data.words import ends_sentence, pieces, word_count, words
 from alignvec.evaluate.measurable import Measurable
 from alignvec.knobs.setting import SettingLike
 from alignvec.progress import progress
@@ -32,8 +32,6 @@ LENGTH = 128  # tokens of an answer, at most
 MORE_REPEATED, MORE_NUMBERS = 0.05, 0.1  # than the base, in answers that are sound
 _SAMPLING = {"do_sample": True, "temperature": 1.0, "top_p": 0.95}
 _NUMBER = re.compile(r"\d+([.,]\d+)*")
-_ENDINGS = (".", "!", "?", "…", "。", "！", "？")
-_CLOSING = "\"'”’)]*_ \n"
 
 
 @dataclass(frozen=True)
@@ -68,9 +66,9 @@ def text_quality(texts: Sequence[str], likelihoods: Sequence[float] | None = Non
     return TextQuality(
         answers=len(texts),
         repeated=round(float(np.mean([repeated(text) for text in texts])), 4),
-        words=round(float(np.mean([len(text.split()) for text in texts])), 2),
+        words=round(float(np.mean([word_count(text) for text in texts])), 2),
         numbers=round(numbers(texts), 4),
-        finished=round(float(np.mean([finished(text) for text in texts])), 4),
+        finished=round(float(np.mean([ends_sentence(text) for text in texts])), 4),
         likelihood=round(float(np.mean(known)), 4) if known else None,
     )
 
@@ -81,8 +79,8 @@ def repeated(text: str, length: int = 4) -> float:
     Any number is as good as another: a text that counts ("20% better, 30% better, ...") goes round
     in circles too.
     """
-    spaced = _NUMBER.sub("0", text).split()
-    grams = [tuple(spaced[start : start + length]) for start in range(len(spaced) - length + 1)]
+    said = pieces(_NUMBER.sub("0", text))
+    grams = [tuple(said[start : start + length]) for start in range(len(said) - length + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
@@ -96,15 +94,10 @@ def variety(text: str, stretch: int = 40) -> float:
     return float(np.mean(different)) / max(1, len(stretches[0]))
 
 
-def finished(text: str) -> bool:
-    """Whether a text ends where a sentence does."""
-    return text.rstrip(_CLOSING).endswith(_ENDINGS)
-
-
 def numbers(texts: Sequence[str]) -> float:
     """The share of the words of some texts that have a digit in them; 0 if there are none."""
-    spaced = [word for text in texts for word in text.split()]
-    return sum(map(_has_digit, spaced)) / max(1, len(spaced))
+    said = [piece for text in texts for piece in pieces(text)]
+    return sum(map(_has_digit, said)) / max(1, len(said))
 
 
 def _has_digit(word: str) -> bool:

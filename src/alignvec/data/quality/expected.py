@@ -6,11 +6,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import regex
-
 from alignvec.data.quality.language import common_language
 from alignvec.data.records import LEVELS, Record
 from alignvec.data.spectrum import SHIPPED, Spectrum, read_spectrum
+from alignvec.data.words import ends_sentence
 from alignvec.errors import AlignvecError
 
 _COMMON_SHARE = 0.9  # a field that so many records have is one that all should have
@@ -18,9 +17,6 @@ _RARE_SHARE = 0.01  # a domain of fewer records is a slip
 _USUAL_SHARE = 0.5
 _KNOWN_LEVELS = (LEVELS, ("unsafe", "safe"), ("rejected", "chosen"))
 _SAMPLE = 200  # records that tell the language of a domain
-_SENTENCE_END = regex.compile(
-    r"""[\p{Sentence_Terminal}\p{Thai}\p{Lao}][\p{Pe}\p{Pf}\p{Cf}"']*\s*$"""
-)
 
 
 @dataclass(frozen=True)
@@ -108,7 +104,7 @@ def likely_levels(records: Sequence[Record]) -> tuple[str, ...]:
 
 def _reads_as_response(name: str, records: Iterable[Record]) -> bool:
     found = [(one.levels[name], one.query) for one in records if one.levels.get(name, "").strip()]
-    texts = {text for text, query in found if text != query and _SENTENCE_END.search(text[-100:])}
+    texts = {text for text, query in found if text != query and ends_sentence(text)}
     return name != "prompt" and len(texts) >= _USUAL_SHARE * len(found)
 
 

@@ -14,7 +14,7 @@ import regex
 from alignvec.data.quality.expected import Expected
 from alignvec.data.quality.language import language_of, whole_language
 from alignvec.data.records import Record
-from alignvec.data.words import JOINED, word_range
+from alignvec.data.words import JOINED, ends_sentence, word_range
 
 Check = Callable[[Record, Expected], str | None]
 _TOLERANCE = 0.1  # writers do not count words well
@@ -126,17 +126,12 @@ def can_tell_refusals(expected: Expected) -> bool:
     return expected.spectrum is not None and expected.language == "en"
 
 
-# Thai and Lao put nothing at the end of a sentence; behind it may be marks of direction.
-_ENDING = regex.compile(
-    r"""[\p{Sentence_Terminal}\p{Emoji_Presentation}\p{Thai}\p{Lao}][\p{Pe}\p{Pf}\p{Cf}"']*\s*$"""
-)
 _TRAILING = regex.compile(r"(?:\.\.|…)\W*$")
 
 
 def is_finished(record: Record, expected: Expected) -> str | None:
     for level, text in _responses(record, expected):
-        end = text.rstrip()[-100:]
-        if not _ENDING.search(end) or _TRAILING.search(end):
+        if not ends_sentence(text) or _TRAILING.search(text.rstrip()[-100:]):
             return f"'{level}' stops in the middle: \"...{text[-30:]}\""
     return None
 
