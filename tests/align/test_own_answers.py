@@ -9,7 +9,7 @@ from test_bank import records_of
 from alignvec.align import AlignSettings, align
 from alignvec.align.curriculum import pairs_along
 from alignvec.align.own_answers import EVERY, OwnAnswers
-from alignvec.data import LEVELS
+from alignvec.data import LEVELS, Record
 from alignvec.data.line import spaced
 from alignvec.knobs.model import KnobModel
 
@@ -112,6 +112,23 @@ def test_a_run_that_goes_on_has_the_same_answers_in_the_same_steps(tiny, tmp_pat
     assert [list(map(bool, one)) for one in found] == [
         list(map(bool, one)) for one in expected[-len(found) :]
     ]
+
+
+def test_they_have_the_room_that_a_model_has(tiny, tmp_path, written):
+    """Beside a prompt that leaves little an answer may be long, but not behind it."""
+    records = [
+        Record(id=f"r{length}", query="q" * length, levels=dict.fromkeys(LEVELS, said))
+        for length, said in ((480, "a"), (4, "a " * 60), (6, "b " * 60))
+    ]
+    pairs = pairs_along({"tea": records}, PLACES, passes=3)
+    settings = AlignSettings(rank=4, dtype="float32", own_answers=0.0)
+    align(str(tiny("gpt2")), pairs, tmp_path / "tea", settings, knobs=["tea"])
+    lengths = {
+        len(one["prompt_ids"]): len(found[one["place"]][0])
+        for some, found in written.values() for one in some if one["place"] in found
+    }  # fmt: skip
+    assert all(prompt + answer <= 512 for prompt, answer in lengths.items())
+    assert max(lengths.values()) > 120
 
 
 def test_a_share_of_one_is_without_them(tiny, tmp_path, written):

@@ -13,7 +13,8 @@ log-likelihoods at that time is what the objective starts from.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -47,15 +48,18 @@ class OwnAnswers(TrainerCallback):
         dataset: Any,
         work: Path,
         start: int,
+        max_length: int,
     ) -> None:
         """Watch a training.
 
         Args:
             dataset: its pairs, in the order of training, with which of them are `broken`.
             start: the step from which on there are own answers.
+            max_length: tokens of a prompt with its answer.
         """
         self.model, self.tokenizer, self.bank = model, tokenizer, bank
         self.dataset, self.work, self.start = dataset, work, start
+        self.max_length = max_length
         self._known: dict[int, tuple[list[int], float]] = {}  # place -> answer, difference
         self._until = start
         # Of a frozen head torch makes a copy for each row, where its input is a slice of a tensor.
@@ -112,11 +116,15 @@ class OwnAnswers(TrainerCallback):
         training = self.model.training
         self.model.eval()
         with torch.no_grad():
-            starts = range(0, len(pairs), _ROWS)
-            answers = [one for at in starts for one in self._answers(pairs[at : at + _ROWS])]
+            longest = max((len(one["chosen_ids"]) for one in pairs), default=0) + _BEYOND
+
+            def room(one: Mapping[str, Any]) -> int:
+                return min(longest, self.max_length - len(one["prompt_ids"]))
+
             told = [
                 (one, answer)
-                for one, answer in zip(pairs, answers, strict=True)
+                for most, some in itertools.groupby(sorted(pairs, key=room), room)
+                for one, answer in self._answered([*some], most)
                 if answer and answer != one["chosen_ids"][: len(answer)]
             ]
             with suppress(NoNumbersError):  # the loss says what is wrong
@@ -125,15 +133,27 @@ class OwnAnswers(TrainerCallback):
         self.model.train(training)
         return found
 
+    def _answered(
+        self, pairs: Sequence[Mapping[str, Any]], most: int
+    ) -> Iterator[tuple[Mapping[str, Any], list[int]]]:
+        """Each with its answer of `most` tokens."""
+        for start in range(0, len(pairs), _ROWS):
+            some = pairs[start : start + _ROWS]
+            yield from zip(some, self._answers(some, most), strict=True)
+
     def _compared(self, told: Sequence[tuple[Mapping[str, Any], list[int]]]) -> list[float]:
         """How much likelier each chosen response is than the answer, in nats a token."""
-        rows = [Row(one["prompt_ids"], [one["chosen_ids"], answer]) for one, answer in told]
+        rows = [
+            Row(prompt, [one["chosen_ids"][: self.max_length - len(prompt)], answer])
+            for one, answer in told
+            for prompt in [one["prompt_ids"]]
+        ]
         turned = _strengths([one for one, _ in told], self.model.device)
         found = response_scores(self.model, rows, within=lambda of: self.bank.turned(turned[of]))
         return [chosen - answer for chosen, answer in found]
 
-    def _answers(self, pairs: Sequence[Mapping[str, Any]]) -> list[list[int]]:
-        """Greedy answers as tokens, with the end of the turn if it came."""
+    def _answers(self, pairs: Sequence[Mapping[str, Any]], most: int) -> list[list[int]]:
+        """Greedy answers as `most` tokens, with the end of the turn if it came."""
         inputs = self.tokenizer.pad(
             {"input_ids": [one["prompt_ids"] for one in pairs]},
             padding_side="left",
@@ -141,10 +161,9 @@ class OwnAnswers(TrainerCallback):
         ).to(self.model.device)
         width = inputs["input_ids"].shape[1]
         ends = end_tokens(self.model)
-        longest = max(len(one["chosen_ids"]) for one in pairs) + _BEYOND
         with self.bank.turned(_strengths(pairs, self.model.device)):
             output = self.model.generate(
-                **inputs, max_new_tokens=longest, do_sample=False, use_cache=True,
+                **inputs, max_new_tokens=most, do_sample=False, use_cache=True,
                 pad_token_id=self.tokenizer.pad_token_id,
             )  # fmt: skip
         answers = []

@@ -179,7 +179,7 @@ def _align(
             steps = math.ceil(len(tokens) / (batch * group.num_processes))
             own = OwnAnswers(
                 trainer.model, loaded.tokenizer, trainer.bank, trainer.train_dataset, work,
-                round(settings.own_answers * steps),
+                round(settings.own_answers * steps), settings.max_length,
             )  # fmt: skip
             trainer.add_callback(own)
             trainer.data_collator.own = own

@@ -8,6 +8,7 @@ from typing import Any
 
 from alignvec.align.objectives import OBJECTIVES
 from alignvec.base.dtypes import parse_dtype
+from alignvec.base.positions import positions
 from alignvec.errors import AlignvecError, check_known
 
 TRL_LOSSES = {  # our word: TRL's
@@ -140,10 +141,7 @@ class AlignSettings:
 
     def within(self, config: Any) -> AlignSettings:
         """With no length beyond the positions that a model has."""
-        positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-        if not positions or positions < 0:  # -1 is the word of some for: as many as you like
-            return self
-        return replace(self, max_length=min(self.max_length, positions))
+        return replace(self, max_length=min(self.max_length, positions(config) or self.max_length))
 
     def peak_learning_rate(self, along: bool, pairs: int, gain: float = GAIN) -> float:
         """The rate asked for, or one that suits the model and the way of training.

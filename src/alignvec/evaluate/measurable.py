@@ -39,6 +39,10 @@ class Measurable(Protocol):
         """By knob, with the units that hold on this base."""
 
     @property
+    def context(self) -> int | None:
+        """Most tokens of a prompt with its answer; None: there is no end."""
+
+    @property
     def state(self) -> str:
         """A hash of all that an answer or a likelihood depends on but the setting."""
 

@@ -24,6 +24,7 @@ from alignvec.base.messages import Messages
 from alignvec.base.prompts import Prompt
 from alignvec.base.state import model_state
 from alignvec.data.words import ends_sentence, pieces, word_count, words
+from alignvec.errors import AlignvecError
 from alignvec.evaluate.measurable import Measurable
 from alignvec.knobs.setting import SettingLike
 from alignvec.progress import progress
@@ -151,9 +152,21 @@ class AnswerProbe:
             reader: another model, to say how likely it finds the answers; by default the base, with
                 every knob at 0.
             seed: of the sampling.
+
+        Raises:
+            AlignvecError: the model has no room for an answer behind one of them.
         """
         self.model, self.queries, self._reader = model, list(queries), reader
         self._length, self._seed = max_new_tokens, seed
+        if model.context:
+            lengths = (len(Prompt(model.tokenizer, query).tokens) for query in self.queries)
+            longest = max(lengths, default=0)
+            self._length = min(max_new_tokens, model.context - longest)
+            if self._length < 1:
+                raise AlignvecError(
+                    f"a query of {longest} tokens leaves no room for an answer: the model has "
+                    f"{model.context} positions; ask for none (--answers 0), or leave it out"
+                )
         self._written: dict[tuple[tuple[str, float | str], ...], dict[str, list[str]]] = {}
 
     @property

@@ -21,6 +21,7 @@ from alignvec.base.live import LiveWeights, open_weights
 from alignvec.base.load import load_base
 from alignvec.base.logprobs import NO_NUMBERS, Row, no_numbers, out_of_place
 from alignvec.base.messages import Conversation, Messages, conversations, last_question
+from alignvec.base.positions import positions
 from alignvec.base.prompts import Prompt
 from alignvec.base.state import model_state
 from alignvec.base.wrappers import plain_model
@@ -128,6 +129,11 @@ class KnobModel:
         with self.at({}):
             base = model_state(self.model, self.tokenizer)
         return hash_of(base, {knob: one.fingerprint() for knob, one in self.vectors.items()})
+
+    @property
+    def context(self) -> int | None:
+        """Most tokens of a prompt with its answer; None: there is no end."""
+        return positions(self.model.config)
 
     @cached_property
     def gate(self) -> Gate:

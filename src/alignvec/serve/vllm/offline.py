@@ -121,6 +121,11 @@ class VllmModel:
         weights = ModelWeights(self._folder)
         return BaseId(self._name, weights.fingerprint, weights.detail)
 
+    @property
+    def context(self) -> int:
+        """Most tokens of a prompt with its answer."""
+        return int(self._llm.model_config.max_model_len)
+
     @cached_property
     def state(self) -> str:
         """A hash of all that an answer or a likelihood depends on but the setting."""
@@ -285,7 +290,7 @@ class VllmModel:
     ) -> list[RequestOutput]:
         if not prompts:
             return []
-        most = self._llm.model_config.max_model_len
+        most = self.context
         if (longest := max(map(len, prompts)) + room) > most:
             raise AlignvecError(
                 f"{longest} tokens, up to {room} of them new, are more than the {most} that this "
