@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from alignvec.data import read_records
-from alignvec.errors import AlignvecError
+from alignvec.errors import AlignvecError, NoNumbersError
 from alignvec.evaluate.rates import Rates, preference_rates
 from alignvec.evaluate.sweep import Sweep, sweep
 from alignvec.knobs.model import KnobModel
@@ -168,6 +168,28 @@ def test_a_sweep_of_another_model_is_another_sweep(tiny, nudged, records, counte
                 {"dtype": "bfloat16"}, {"vector": other}):  # fmt: skip
         assert measure(**way) == 1
         assert measure() == 1
+
+
+def test_a_sweep_that_fails_leaves_what_was_there_and_goes_on(
+    model, records, counted, tmp_path, monkeypatch
+):
+    some, file = list(read_records(records, ORDER)), tmp_path / "sweep.json"
+    sweep(model, "a", [-1.0, 1.0], some, ORDER, file)
+    before, whole = file.read_text(), module.rates_at
+
+    def fails(model, setting, *rest):
+        if setting["a"] == 2:
+            raise NoNumbersError("a knob is turned too far")
+        return whole(model, setting, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(NoNumbersError):
+        patch.setattr(module, "rates_at", fails)
+        sweep(model, "a", [0.0, 2.0], some, ORDER, file)
+    assert file.read_text() == before
+    done = len(counted)
+    assert sweep(model, "a", [0.0, 1.0], some, ORDER, file).strengths == [0, 1]
+    assert len(counted) == done  # one of the file, one of the sweep that failed
+    assert not [*tmp_path.glob(".*.work")]
 
 
 def test_two_sweeps_into_one_file_do_not_meet(model, records, tmp_path, monkeypatch):

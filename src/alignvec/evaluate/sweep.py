@@ -16,8 +16,10 @@ from alignvec.errors import AlignvecError, check_known
 from alignvec.evaluate.measurable import Measurable
 from alignvec.evaluate.rates import Rates, rates_at, response_rows
 from alignvec.evaluate.text import AnswerProbe, TextQuality, qualities_json, unsound
-from alignvec.files import check_free, hash_of, read_json, work_folder, write_json
+from alignvec.files import check_free, hash_of, read_json, work_folder, write_json, write_text
 from alignvec.progress import progress
+
+_POINTS = "points.json"
 
 
 @dataclass
@@ -132,18 +134,23 @@ def sweep(
 
     Args:
         probe: of the first records' queries: the answers are measured, too.
-        save_to: a JSON file, written after every point. If it already holds points of the same
-            model, vectors, records and levels, those are taken from it: a killed sweep goes on.
+        save_to: a JSON file. Every point is kept in a hidden folder beside it until it is written.
+            Points of the same model, vectors, records and levels that either holds are taken from
+            there: a killed sweep goes on.
 
     Raises:
         AlignvecError: an unknown knob, or `save_to` is another process's or somebody else's.
     """
     check_known("knob", knob, model.vectors)
     if save_to is None:
-        return _sweep(model, knob, strengths, records, levels, None, probe)
+        return _sweep(model, knob, strengths, records, levels, [], probe)
     check_free(save_to, overwrite=True)
-    with work_folder(save_to):  # two at once would write over each other's points
-        return _sweep(model, knob, strengths, records, levels, save_to, probe)
+    with work_folder(save_to, worth=_POINTS) as work:
+        files = [work / _POINTS, save_to]
+        found = _sweep(model, knob, strengths, records, levels, files, probe)
+        if found.strengths:
+            write_text(save_to, files[0].read_text("utf-8"), overwrite=True)
+    return found
 
 
 def _sweep(
@@ -152,12 +159,13 @@ def _sweep(
     strengths: Sequence[float],
     records: Sequence[Record],
     levels: Sequence[str],
-    save_to: Path | None,
+    files: Sequence[Path],
     probe: AnswerProbe | None,
 ) -> Sweep:
+    """Args: files: that may hold points; each new one is written to the first."""
     setting = model.setting
     identity = _identity(model, knob, records, levels, probe)
-    known = _known_points(save_to, identity)
+    known = {at: point for file in files for at, point in _known_points(file, identity).items()}
     trainings = [vector.training for vector in model.vectors.values()]
     seen = count_seen(trainings, [record.prompt for record in records])
     done = Sweep(knob, list(levels), seen=seen)
@@ -180,9 +188,9 @@ def _sweep(
             done.strengths.append(strength)
             done.rates.append(rates)
             done.text.append(text)
-            if save_to is not None:
+            if files:
                 content = {"identity": identity, "setting": setting, **done.to_json()}
-                write_json(save_to, content, overwrite=True)
+                write_json(files[0], content)
     return done
 
 
@@ -210,9 +218,9 @@ def _identity(
 
 
 def _known_points(
-    file: Path | None, identity: str
+    file: Path, identity: str
 ) -> dict[float, tuple[Rates, dict[str, TextQuality] | None]]:
-    if file is None or not file.exists():
+    if not file.exists():
         return {}
     try:
         content = read_json(file)
