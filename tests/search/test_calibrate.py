@@ -93,7 +93,7 @@ def measured(monkeypatch):
     return seen
 
 
-def test_the_safe_range_keeps_both_bounds(measured):
+def test_the_safe_range_keeps_both_bounds(measured, caplog):
     records = [QUERY] * 3
     found = calibrate(
         Model(), "k", records, LEVELS, (-2, 2), 5, answers=0, most_kl=0.3, most_perplexity=9
@@ -113,6 +113,8 @@ def test_the_safe_range_keeps_both_bounds(measured):
         Model(), "k", records, LEVELS, (-2, 2), 5, answers=0, most_kl=0.01, most_perplexity=9
     )
     assert found.safe == (0, 0)
+    assert 0 not in (found.levels["avoidance"], found.levels["expert"])  # where it is the base
+    assert "not safe at any strength" in caplog.text
     measured.clear()
     calibrate(Model(), "k", records, LEVELS, (-1, 2), 2, answers=0)
     assert [setting[1] for setting in measured] == [-1, 0, 2]  # the base is always measured
@@ -157,6 +159,14 @@ def test_levels_that_training_placed_are_checked_and_kept(measured, monkeypatch)
     for stored in ({"a": 1.0}, {**places, "expert": "far"}, {**places, "expert": float("nan")}, 3):
         vector = SimpleNamespace(training={"levels": stored})
         assert trained_places(vector, LEVELS) == {}
+
+
+def test_a_safe_range_of_limits_between_two_steps():
+    strengths = np.array([-0.33, 0.0, 0.32])
+    found = fit_calibration(strengths, scores([0.1], strengths), (0.0, 0.0), LEVELS)
+    assert found.strengths[0] == -0.33
+    assert found.strengths[-1] == 0.32
+    assert 0 in found.strengths
 
 
 def test_nothing_to_calibrate_is_refused(measured):

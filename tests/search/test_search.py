@@ -75,6 +75,23 @@ def records(data):
     return list(read_records(data))
 
 
+def test_a_setting_lies_within_the_limits(model, records):
+    limits = dict.fromkeys(model.vectors, (1.0, 2.0))
+    for target in [{"tea": level} for level in LEVELS]:
+        found = search(
+            model, [target], records[::2], records[1::2], LEVELS, passes=4, limits=limits
+        )
+        (solution,) = found.solutions
+        assert all(1 <= strength <= 2 for strength in solution.setting.values())
+
+
+@pytest.mark.parametrize(("method", "passes"), [("surface", 2), ("grid", 3)])
+def test_too_few_passes_for_the_knobs_are_refused(method, passes, model, records):
+    target = {"tea": "expert"}
+    with pytest.raises(AlignvecError, match=f"takes at least {passes + 1} passes"):
+        search(model, [target], records[::2], records[1::2], LEVELS, method, passes)
+
+
 def test_a_pass_scores_each_query_under_its_own_setting(model, records):
     scorer = Scorer(model, records, LEVELS)
     strengths = np.random.default_rng(0).uniform(-2, 2, (len(records), 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 
@@ -20,6 +21,8 @@ from alignvec.knobs.calibration import Calibration
 from alignvec.progress import progress
 from alignvec.search.scorer import Array, Scorer
 from alignvec.vector.alignment_vector import AlignmentVector
+
+logger = logging.getLogger(__name__)
 
 _FURTHEST = 100  # strengths between are looked at in steps of `_STEP`
 _STEP = 0.05  # between two strengths of the curves
@@ -62,6 +65,11 @@ def calibrate(
     check_known("knob", knob, model.vectors)
     if not records:
         raise AlignvecError(f"knob '{knob}': no queries to calibrate on")
+    if not (most_kl >= 0 and most_perplexity >= 1):
+        raise AlignvecError(
+            "what is safe is at least 0 nats and 1 times the base's perplexity, not "
+            f"{most_kl:g} and {most_perplexity:g}"
+        )
     places = trained_places(model.vectors[knob], levels)
     strengths = np.unique([0.0, *np.linspace(*limits, steps), *places.values()])
     if max(-strengths[0], strengths[-1]) > _FURTHEST:
@@ -92,6 +100,11 @@ def calibrate(
     calibration = fit_calibration(
         strengths, np.array(scores), _safe_range(strengths, np.array(kept)), levels
     )
+    if calibration.safe == (0.0, 0.0):
+        logger.warning(
+            "knob '%s' was not safe at any strength that was measured; measure nearer to 0 "
+            "(--limits, --steps)", knob,
+        )  # fmt: skip
     seen = count_seen([model.vectors[knob].training], [record.prompt for record in records])
     return calibration.model_copy(
         update={
@@ -120,17 +133,19 @@ def fit_calibration(
     Args:
         strengths: [N], ascending.
         scores: [N, Q, L], s(l) of every query at every strength.
-        safe: the range in which levels are looked for.
+        safe: the range in which levels are looked for; of one that is no more than 0, where every
+            level would be the base, it is the whole.
         levels: L names, from low to high.
     """
-    # Rounded, or 0 is not in it: a safe range may be no more than that.
-    fine = np.arange(strengths[0], strengths[-1] + _STEP / 2, _STEP).round(10)
+    # Multiples, or 0 is not in it: a safe range may be no more than that.
+    steps = np.arange(np.ceil(strengths[0] / _STEP), np.floor(strengths[-1] / _STEP) + 1)
+    fine = np.union1d(strengths[[0, -1]], (steps * _STEP).round(10))
     rates = wins(PchipInterpolator(strengths, scores)(fine)).mean(1)  # [N, L]
 
     def rising(values: Array) -> list[float]:
         return [round(float(v), 4) for v in IsotonicRegression().fit_transform(fine, values)]
 
-    within = (fine >= safe[0]) & (fine <= safe[1])
+    within = (fine >= safe[0]) & (fine <= safe[1]) | (safe == (0.0, 0.0))
     return Calibration(
         queries=scores.shape[1],
         levels={

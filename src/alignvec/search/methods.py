@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from alignvec.errors import check_known
+from alignvec.errors import AlignvecError, check_known
 from alignvec.progress import progress
 from alignvec.search.objective import PENALTY, Objective
 from alignvec.search.scorer import Array
@@ -67,7 +67,12 @@ class Grid:
     ) -> None:
         self.objective = objective
         bounds = objective.bounds
-        steps = max(2, int((passes or 729) ** (1 / len(bounds)) + 1e-9))
+        steps = int((passes or 729) ** (1 / len(bounds)) + 1e-9)
+        if steps < 2 and not strengths:
+            raise AlignvecError(
+                f"a grid over {len(bounds)} knobs takes at least {2 ** len(bounds)} passes, not "
+                f"{passes}"
+            )
         axes = [strengths or np.linspace(low, high, steps) for low, high in bounds]
         self.points = np.array(list(product(*axes)))
         scores = []

@@ -17,6 +17,7 @@ import numpy as np
 from scipy.interpolate import RBFInterpolator
 from scipy.stats.qmc import Sobol
 
+from alignvec.errors import AlignvecError
 from alignvec.progress import progress
 from alignvec.search.objective import PENALTY, Objective
 from alignvec.search.scorer import Array
@@ -35,11 +36,19 @@ class Surface:
         Args:
             passes: over all queries, the first one at the base; None: 8 for each knob that acts on
                 a query.
+
+        Raises:
+            AlignvecError: they are too few for a surface over so many knobs.
         """
         self.objective, self.scorer, self.seed = objective, objective.scorer, seed
         self.bounds = objective.bounds
         acting = self.scorer.acting
-        passes = passes or 8 * max(1, int(acting.sum(1).max()))
+        turned = int(acting.sum(1).max())
+        passes = passes or 8 * max(1, turned)
+        if passes <= turned:
+            raise AlignvecError(
+                f"a surface over {turned} knobs takes at least {turned + 1} passes, not {passes}"
+            )
         points = np.zeros((passes, *acting.shape))
         for query in range(len(self.scorer)):
             sobol = Sobol(len(self.bounds), rng=np.random.default_rng([seed, query]))
@@ -78,7 +87,10 @@ class Surface:
         """[T, K]: the setting that meets each target best on the surfaces."""
         unit = Sobol(len(self.bounds), rng=self.seed).random(_CANDIDATES)
         # Where training put the levels of all knobs, every combination is one to begin with.
-        known = [some or [0.0] for some in self.objective.places]
+        known = [
+            some or [float(np.clip(0.0, *bounds))]
+            for some, bounds in zip(self.objective.places, self.bounds, strict=True)
+        ]
         candidates = np.vstack([self._within_bounds(unit), np.array(list(product(*known)))])
         centres = candidates[self._value(candidates, targets, penalty).argmax(0)]
         for index, target in enumerate(targets):
