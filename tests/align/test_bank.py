@@ -254,7 +254,12 @@ def test_a_bank_through_the_command_line(tiny, tmp_path):
     shown = run("align", tiny(), *data, "--epochs", "1", "--answers", "2", "-o", bank).stdout
     assert shown.count("preference rates") == shown.count("share of 4-grams") == 2
     assert "tea: preference rates" in " ".join(shown.split())
+    printed = json.loads(
+        run("align", tiny(), *data, "--epochs", "1", "--answers", "2", "-o", bank, "--overwrite",
+            "--json").stdout
+    )  # fmt: skip
     record = json.loads((bank / "tea" / "training.json").read_text())
+    assert printed["knobs"]["tea"] == record
     assert [check["level"] for check in record["checked"]] == [None, *LEVELS]
     assert record["calibration"]["levels"] == PLACES
     told = run("extract", tiny(), bank, "-o", vectors)
@@ -277,6 +282,17 @@ def test_a_bank_through_the_command_line(tiny, tmp_path):
     assert "--one-sided" in refused("align", tiny(), *data, "--one-sided", "-o", tmp_path / "x")
 
 
+def test_files_without_domains_give_knobs_of_their_names(tiny, tmp_path):
+    files = [write_records(tmp_path / f"{d}.jsonl", 4, domain="") for d in ("polite", "short")]
+    data = [option for file in files for option in ("--data", file)]
+    run("align", tiny(), *data, "--epochs", "1", "--answers", "0", "-o", tmp_path / "bank")
+    assert sorted(p.parent.name for p in (tmp_path / "bank").glob("*/*.json")) == [
+        name for name in ("polite", "short") for _ in range(2)
+    ]
+    empty = ("align", tiny(), "--data", files[0], "--domain", "medical,", "-o", tmp_path / "x")
+    assert "an empty name" in refused(*empty)
+
+
 def test_levels_on_the_command_line(tiny, tmp_path):
     data = write_records(tmp_path / "tea.jsonl", 4)
     asked = ("align", tiny(), "--data", data, "--epochs", "1", "--answers", "0", "-o")
@@ -288,7 +304,7 @@ def test_levels_on_the_command_line(tiny, tmp_path):
     assert (record["pairs"], record["rows"]) == (8, 4)
     told = run("extract", tiny(), tmp_path / "a", "-o", tmp_path / "av")
     assert "nobody has looked" in told.stderr
-    assert "--data tea.jsonl --vector" in told.stdout
+    assert "--data DATA --vector" in told.stdout  # it was not here
     sweep = ("eval", tiny(), "--data", data, "--vector", f"k={tmp_path / 'av'}", "--answers", "0")
     assert "has the levels" not in run(*sweep, "-o", tmp_path / "e1").stderr
     pair = ("--levels", "avoidance,expert")

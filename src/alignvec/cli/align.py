@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import logging
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +20,7 @@ from alignvec.cli.options import (
     Split,
 )
 from alignvec.cli.output import print_json, print_table
+from alignvec.cli.taught import held_out, passes_over, places_of, records_by_knob
 from alignvec.errors import AlignvecError
 
 if TYPE_CHECKING:
@@ -33,9 +31,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("alignvec.cli")
 
 app = typer.Typer()
-_NAME = re.compile(r"(?!.*\.(json|png|svg|md)$)[\w-][\w .-]{0,99}")
-_NAMES = "letters, digits, spaces and . _ - make one, and it is none of a file of the output"
-_CHECKED = 12  # records that the rates of the check are measured on
 
 
 @app.command(
@@ -163,7 +158,10 @@ def align(
         typer.Option("--all-pairs", help="With --one-sided: also levels that are no neighbours."),
     ] = False,
     answers: Answers = 8,
-    seed: Annotated[int, typer.Option(help="Order of the queries and start of the adapter.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(min=0, max=2**32 - 1, help="Order of the queries and start of the adapter."),
+    ] = 0,
     dtype: Dtype = None,
     device: Device = None,
     overwrite: Overwrite = False,
@@ -187,13 +185,13 @@ def align(
     from alignvec.report.align import broken, check_tables, draw_training
 
     one_sided = one_sided or method == "full"
-    places = _places(data[0], levels, prefer)
-    records = _records_by_knob(data, domain, list(places), split, limit)
+    places = places_of(data[0], levels, prefer)
+    records = records_by_knob(data, domain, list(places), split, limit)
     vectors, _ = vectors_and_settings(beside, [])
     count = sum(map(len, records.values()))
     passes = epochs
     if passes is None:
-        passes = 1.0 if one_sided else _passes(count, len(places))
+        passes = 1.0 if one_sided else passes_over(count, len(places))
     settings = AlignSettings(
         loss=loss,
         method=method,
@@ -246,10 +244,16 @@ def align(
     checks = {}
     if answers and not one_sided:
         folders = {knob: out / knob if len(records) > 1 else out for knob in records}
-        held_out = _held_out(data, records, list(places), split)
-        checks = _check(base, folders, held_out, places, answers, dtype, device)
+        asked = held_out(data, records, list(places), split)
+        try:
+            checks = _check(base, folders, asked, places, answers, dtype, device)
+        except AlignvecError as error:  # what was trained is there all the same
+            logger.warning("nobody has looked at the levels: %s", error)
     if as_json:
-        print_json(read_json(out / RECORD))
+        record = read_json(out / RECORD)
+        if len(records) > 1:
+            record["knobs"] = {knob: read_json(out / knob / RECORD) for knob in records}
+        print_json(record)
         return
     for knob, found in checks.items():
         for table in check_tables(knob, found):
@@ -258,24 +262,6 @@ def align(
             if not check.sound:
                 logger.warning("%s", broken(knob, check, found[0]))
     typer.echo(f"aligned model: {out}\nnext: alignvec extract {base} {out} -o VECTOR")
-
-
-def _held_out(
-    data: list[str], records: dict[str, list[Record]], levels: list[str], split: str | None
-) -> dict[str, list[Record]]:
-    """Knob -> records for the check: of the validation part if the train part was trained on, else
-    those that were trained on."""
-    from alignvec.data.sources import BUILTIN
-
-    found = {}
-    sources = data if len(data) > 1 else data * len(records)
-    for source, (knob, some) in zip(sources, records.items(), strict=True):
-        found[knob] = some[:_CHECKED]
-        if split == "train" or (split is None and source == BUILTIN):
-            domain = some[0].domain
-            with contextlib.suppress(AlignvecError):  # too few records to have such a part
-                found[knob] = records_of(source, levels, domain, "validation", "")[:_CHECKED]
-    return found
 
 
 def _check(
@@ -305,45 +291,3 @@ def _check(
         }  # fmt: skip
         write_json(folder / RECORD, record | {"checked": [check.to_json() for check in found]})
     return checks
-
-
-def _places(data: str, levels: str | None, prefer: str | None) -> Places:
-    from alignvec.data.line import parse_places, spaced
-    from alignvec.data.pairs import parse_order
-    from alignvec.data.records import LEVELS, level_names
-
-    if levels and prefer:
-        raise AlignvecError("--levels and --prefer say the same; give one of them")
-    if levels:
-        return parse_places(levels)
-    if prefer:
-        return spaced(parse_order(prefer)[::-1])
-    names = set(level_names(data))
-    # One of the two is enough to tell: the other may be what is missing.
-    is_pair = names & {"chosen", "rejected"} and not names >= set(LEVELS)
-    return spaced(["rejected", "chosen"] if is_pair else LEVELS)
-
-
-def _records_by_knob(
-    data: list[str], domain: str | None, levels: list[str], split: str | None, limit: int | None
-) -> dict[str, list[Record]]:
-    """Knob -> its records: of a domain each, or of a file each."""
-    domains: list[str | None] = [*domain.split(",")] if domain else [None]
-    if len(data) > 1 and len(domains) > 1:
-        raise AlignvecError("several domains come from one --data, or one from each of several")
-    found: dict[str, list[Record]] = {}
-    for source, one in itertools.product(data, domains):
-        records = records_of(source, levels, one and one.strip(), split, "train")[:limit]
-        names = {record.domain for record in records}
-        knob = names.pop() if len(names) == 1 else Path(source).stem
-        if len(data) * len(domains) > 1 and not _NAME.fullmatch(knob):
-            raise AlignvecError(f"'{knob}' cannot be the name of a knob's folder: {_NAMES}")
-        if knob in found:
-            raise AlignvecError(f"two knobs would be called '{knob}'; give each its own domain")
-        found[knob] = records
-    return found
-
-
-def _passes(records: int, levels: int) -> float:
-    """Every record at every level once, and more over few records: a line takes some 200 rows."""
-    return max(levels, min(6.0, 216 / records))

@@ -14,6 +14,7 @@ from alignvec.cli.inputs import (
     measured_model,
     records_of,
     source_name,
+    vector_sources,
     vectors_and_settings,
 )
 from alignvec.cli.options import (
@@ -195,6 +196,7 @@ def leak(
     from alignvec.report.evaluate import leak_table
     from alignvec.vector.store import write_calibration
 
+    sources = vector_sources(vector)
     loaded, _ = vectors_and_settings(vector, [])
     if not loaded:
         raise AlignvecError("leak takes one or more --vector")
@@ -211,11 +213,13 @@ def leak(
             raise AlignvecError(f"knob '{knob}' has the levels {', '.join(calibration.levels)}")
     records = [record for some in by_domain.values() for record in some[:limit]]
     found = measure_leak(model, {knob: one.levels for knob, one in known.items()}, records)
-    folders = dict(text.split("=", 1) for text in vector)
     for one in found:
-        if Path(folders[one.knob]).is_dir():  # a hub id has no place to write to
+        folder = Path(sources[one.knob])
+        if folder.is_dir():
             told = known[one.knob].model_copy(update={"leak": one.for_calibration()})
-            write_calibration(Path(folders[one.knob]), told.model_dump())
+            write_calibration(folder, told.model_dump())
+        else:
+            logger.warning("knob '%s': %s is no folder, so nothing is kept", one.knob, folder)
     if as_json:
         print_json([one.to_json() for one in found])
     else:

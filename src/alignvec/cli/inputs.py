@@ -70,7 +70,7 @@ def source_name(data: str) -> str:
 
 
 def vector_sources(vectors: list[str]) -> dict[str, str]:
-    """By knob, where its vector is."""
+    """By knob, where its vector is; a `~` that the shell left, behind KNOB=, is the home."""
     sources: dict[str, str] = {}
     for text in vectors:
         knob, equals, source = text.partition("=")
@@ -78,7 +78,7 @@ def vector_sources(vectors: list[str]) -> dict[str, str]:
             raise AlignvecError(f"'{text}' is no vector; write KNOB=PATH, as in medical=medical-av")
         if knob in sources:
             raise AlignvecError(f"knob '{knob}' has two vectors")
-        sources[knob] = source
+        sources[knob] = str(Path(source).expanduser()) if source.startswith("~") else source
     return sources
 
 

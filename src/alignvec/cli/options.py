@@ -136,7 +136,8 @@ STATE = Path("alignvec-serve.sqlite")
 
 def check_apart(out: Path, *inputs: str) -> None:
     """Refuse to write over what is read."""
-    if any(Path(source).exists() and out.exists() and out.samefile(source) for source in inputs):
+    paths = [Path(source).expanduser() for source in inputs]  # behind KNOB= no shell did
+    if any(path.exists() and out.exists() and out.samefile(path) for path in paths):
         raise AlignvecError(f"{out} is also an input; choose another name")
 
 

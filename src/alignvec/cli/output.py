@@ -11,11 +11,17 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
+_PIPED = 160  # columns
+
 
 def print_table(table: Table) -> None:
+    """Names in it are text, whatever is in brackets; what is piped has no edge to be folded at."""
     from rich.console import Console
 
-    Console().print(table)
+    console = Console(markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = max(console.width, _PIPED)
+    console.print(table)
 
 
 def print_json(value: Any) -> None:

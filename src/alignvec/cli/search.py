@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from alignvec.cli.inputs import compared_levels, measured_model, records_of, vectors_and_settings
+from alignvec.cli.inputs import (
+    compared_levels,
+    measured_model,
+    records_of,
+    vector_sources,
+    vectors_and_settings,
+)
 from alignvec.cli.options import (
     Answers,
     AnyBase,
@@ -82,7 +89,9 @@ def search(
             "--front", help="Of one target: also what it costs in abilities to have less of it."
         ),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the points that are visited.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Of the points that are visited.")
+    ] = 0,
     any_base: AnyBase = False,
     dtype: Dtype = None,
     device: Device = None,
@@ -106,7 +115,12 @@ def search(
     from alignvec.search.search import split_for_search
     from alignvec.search.target import behaviours, parse_target
 
-    bounds = dict(parse_limits(text) for text in limits)
+    bounds = {}
+    for text in limits:
+        knob, between = parse_limits(text)
+        if knob in bounds:
+            raise AlignvecError(f"knob '{knob}' has two --limits")
+        bounds[knob] = between
     loaded, _ = vectors_and_settings(vector, [])
     if not loaded:
         raise AlignvecError("search takes one or more --vector")
@@ -185,12 +199,17 @@ def calibrate(
     from alignvec.search.calibrate import calibrate as measure
     from alignvec.vector.store import write_calibration
 
-    knob, _, folder = vector.partition("=")
+    ((knob, folder),) = vector_sources([vector]).items()
+    if not Path(folder).is_dir():
+        raise AlignvecError(
+            f"{folder} is no folder: a vector's calibration is written into its own"
+        )
     _, (low, high) = parse_limits(f"{knob}={limits}")
     loaded, _ = vectors_and_settings([vector], [])
     order = compared_levels(levels, data, loaded)
     records = records_of(data, order, domain, split, "validation")
-    model = measured_model(base, loaded, False, dtype, device, engine, engine_args)
+    anew = {knob: replace(loaded[knob], calibration=None)}  # nobody is warned of the old one
+    model = measured_model(base, anew, False, dtype, device, engine, engine_args)
     found = measure(
         model, knob, records, order, (low, high), steps, most_kl, most_perplexity, answers
     )

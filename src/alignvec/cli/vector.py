@@ -108,7 +108,8 @@ def _measured_on(vector: AlignmentVector) -> str:
     about = vector.training.get("domain") if data == BUILTIN else None
     levels = named_levels(vector.calibration) or list(LEVELS)
     found = {
-        "data": None if data == BUILTIN else "DATA" if "," in data else data,
+        # Of a path the record has the last part.
+        "data": None if data == BUILTIN else data if Path(data).exists() else "DATA",
         "domain": about,
         "levels": ",".join(levels) if levels != list(LEVELS) else None,
     }
@@ -177,7 +178,7 @@ def fold(
     density: Annotated[
         float, typer.Option(help="Share of a vector's entries that ties and dare keep.")
     ] = 0.5,
-    seed: Annotated[int, typer.Option(help="Of what dare drops.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of what dare drops.")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """A checkpoint of the base with its knobs turned, for tools that know no knobs.

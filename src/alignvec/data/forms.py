@@ -17,6 +17,7 @@ from typing import Any
 from alignvec.base.messages import Conversation, text_of
 
 ABOUT = ("id", "domain", "topic", "persona", "query")  # a record, besides its levels
+GENERAL = "general"  # the domain of a record that says none
 ASKED = ("query", "prompt", "question", "instruction", "input")  # the first that is there counts
 _UNREAD = ("tools", "images", "image", "chat_template_kwargs")  # TRL would put them into the prompt
 _NOTHING = (None, "", "[]", "{}", "null")  # of such a field, also written as JSON
@@ -24,6 +25,7 @@ _NOTHING = (None, "", "[]", "{}", "null")  # of such a field, also written as JS
 _UNREAD_OF_MESSAGE = (
     "tool_calls", "function_call", "tool_call_id", "reasoning_content", "reasoning", "thinking",
 )  # fmt: skip
+_JUDGED = (True, False, "True", "False", "true", "false", "0", "1")  # also 1 and 0
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 
@@ -35,9 +37,9 @@ def record_fields(row: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: there is no prompt or no pair in it; with the field.
     """
     fields = {name: value for name, value in row.items() if not is_absent(value)}
-    if not str(fields.get("domain", "general")).strip():
+    if not str(fields.get("domain", GENERAL)).strip():
         del fields["domain"]
-    if "completion" in fields and isinstance(fields.get("label"), bool):
+    if "completion" in fields and fields.get("label") in _JUDGED:
         raise ValueError(
             "fields 'completion' and 'label' judge one answer alone (as for KTO); a preference has "
             "two answers to one prompt, in fields as chosen and rejected"

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from alignvec.base.messages import Messages
-from alignvec.data.forms import is_absent, record_fields
+from alignvec.data.forms import GENERAL, is_absent, record_fields
 from alignvec.data.sources import rows
 from alignvec.data.splits import SPLITS, split_of
 from alignvec.errors import AlignvecError, check_known
@@ -40,7 +40,7 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str = Field(min_length=1)
-    domain: str = "general"
+    domain: str = GENERAL
     topic: str = ""
     persona: str = ""
     query: str = Field(min_length=1)

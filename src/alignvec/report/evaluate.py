@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from rich.console import JustifyMethod
 from rich.table import Table
+from rich.text import Text
 
 from alignvec.base.seen import queries_told
 from alignvec.evaluate.leak import Leak
@@ -19,7 +20,7 @@ from alignvec.evaluate.sweep import Sweep
 from alignvec.evaluate.text import TextQuality
 from alignvec.report.figure import MARKERS, colour_of, stacked
 
-Text = Mapping[str, TextQuality]  # greedy and sampled
+Answers = Mapping[str, TextQuality]  # greedy and sampled
 _UNSOUND: Any = {"facecolor": "none", "edgecolor": "#B0B0B0", "hatch": "///", "linewidth": 0}
 
 
@@ -43,14 +44,13 @@ def rates_table(
             for low, high in [rates.interval[level]]
         ]
         styled = [
-            f"[bold]{cell}[/bold]" if level in rates.top else cell
-            for level, cell in zip(levels, cells, strict=True)
+            _told(cell, level in rates.top) for level, cell in zip(levels, cells, strict=True)
         ]
         table.add_row(setting, *styled)
     return table
 
 
-def text_table(lines: Sequence[tuple[str, Text]], unsound: Mapping[int, str]) -> Table:
+def text_table(lines: Sequence[tuple[str, Answers]], unsound: Mapping[int, str]) -> Table:
     """What the answers under each setting are like, greedy and sampled.
 
     Args:
@@ -61,7 +61,7 @@ def text_table(lines: Sequence[tuple[str, Text]], unsound: Mapping[int, str]) ->
     table = Table(title=f"the text of {answers} answers, greedy / sampled")
     for name in ("setting", "repeated", "words", "numbers", "ended", "nats a token", "sound"):
         side: JustifyMethod = "left" if name == "setting" else "right"
-        table.add_column(name, justify=side, no_wrap=name != "nats a token")
+        table.add_column(name, justify=side)
     table.caption = (
         "repeated: share of 4-grams; numbers: share of words; sound: greedy answers, against the "
         "base's"
@@ -147,7 +147,7 @@ def draw_sweep(sweep: Sweep, path: Path, title: str = "") -> None:
         axes.legend(frameon=False, title=f"{queries}, 95% bands", loc="center left")
 
 
-def _draw_repetition(sweep: Sweep, axes: Axes, base: Text) -> None:
+def _draw_repetition(sweep: Sweep, axes: Axes, base: Answers) -> None:
     for way, style in (("greedy", "-"), ("sampled", "--")):
         values = [text[way].repeated if text else math.nan for text in sweep.text]
         axes.plot(sweep.strengths, values, color="#333333", linestyle=style, label=way)
@@ -195,11 +195,12 @@ def leak_table(leaks: Sequence[Leak], queries: str) -> Table:
             table.add_row(
                 leak.knob,
                 level,
-                *(
-                    f"[bold]{rises[d]:+.2f}[/bold]" if d == leak.home else f"{rises[d]:+.2f}"
-                    for d in domains
-                ),
+                *(_told(f"{rises[d]:+.2f}", d == leak.home) for d in domains),
                 "-" if share is None else f"{share:.2f}",
                 f"{leak.neutral[level]:.3f} nats",
             )
     return table
+
+
+def _told(cell: str, bold: bool) -> Text:
+    return Text(cell, "bold" if bold else "")
