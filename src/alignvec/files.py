@@ -249,7 +249,7 @@ def read_json(path: Path) -> Any:
     if not path.is_file():  # a pipe would be waited for
         raise AlignvecError(f"{path} is missing or no file")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
         if _exceeds_depth(value):
             raise RecursionError(f"more than {_DEPTH} levels deep")
         json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text

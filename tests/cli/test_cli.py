@@ -263,6 +263,52 @@ def test_an_input_is_not_written_over(tiny, nudged, vector, tmp_path):
     assert wrong.stderr.splitlines() == ["error: rank must be at least 1, not 0"]
 
 
+def test_a_home_behind_a_knobs_name(tiny, vector, records, tmp_path, monkeypatch):
+    """The shell leaves the `~` of KNOB=~/PATH as it is."""
+    monkeypatch.setenv("HOME", str(vector.parent))
+    knob = ("--vector", f"tea=~/{vector.name}")
+    fold = ("fold", tiny(), *knob, "--set", "tea=1", "--overwrite", "-o", vector)
+    assert "is also an input" in refused(*fold)
+    few = (
+        "--limits=-1:1",
+        "--steps",
+        "3",
+        "--answers",
+        "0",
+        "--most-kl",
+        "9",
+        "--most-perplexity",
+        "9",
+    )
+    run("calibrate", tiny(), *knob, "--data", records, *few)
+    run("leak", tiny(), *knob, "--data", records)
+    calibration = json.loads((vector / "alignment_vector.json").read_text())["calibration"]
+    assert calibration["leak"]
+    nowhere = refused("calibrate", tiny(), "--vector", f"tea={tmp_path / 'no'}", "--data", records)
+    assert "is no folder" in nowhere
+
+
+def test_brackets_in_names_are_no_markup(tiny, tmp_path):
+    data = tmp_path / "tea.jsonl"
+    rows = [{"query": f"steep {n}?", "[/low]": "ask", "tall [v2]": "80 C"} for n in range(6)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = ("eval", tiny(), "--data", data, "--levels", "[/low],tall [v2]", "--answers", "2")
+    shown = run(*asked, "-o", tmp_path / "out").stdout
+    assert "[/low]" in shown
+    assert "tall [v2]" in shown
+    assert "nats a token" in shown  # no column is lost where no terminal is
+
+
+def test_numbers_beyond_sense_are_refused(tiny, vector, tmp_path):
+    ask = ("generate", tiny(), "--vector", f"a={vector}", "--max-new-tokens", "4")
+    assert run(*ask, "hi", "--temperature", "1e-40").stdout == run(*ask, "hi").stdout
+    assert "--seed" in run(*ask, "hi", "--temperature", "1", "--seed", "-1", code=2).stderr
+    assert "UTF-8" in refused(*ask, "caf\udce9")
+    sweep = ("eval", tiny(), "--vector", f"a={vector}", "-o", tmp_path / "s", "--sweep")
+    for span in ("a=0:1:1e-320", "a=-1e308:1e308:1", "a=0:1:0.0001"):
+        assert "at most 1000" in refused(*sweep, span)
+
+
 @pytest.mark.parametrize(
     ("row", "said"),
     [

@@ -15,7 +15,8 @@ def conversations(messages: Messages | Sequence[Messages]) -> list[Conversation]
     """One conversation or several, each a question or a list of messages, as a list of them.
 
     Raises:
-        AlignvecError: a message has no role or no content, or content that is not text.
+        AlignvecError: a message has no role or no content, or content that is not text, or none
+            that UTF-8 has.
     """
     several: Any = messages
     if isinstance(messages, str) or (messages and isinstance(messages[0], Mapping)):
@@ -33,6 +34,10 @@ def conversations(messages: Messages | Sequence[Messages]) -> list[Conversation]
             text = text_of(message["content"])
             if text is None:
                 raise AlignvecError("the content of a message is text, or parts that are text")
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:  # half of a surrogate pair, or no UTF-8 in a shell
+                raise AlignvecError("the content of a message is no text in UTF-8") from error
             message["content"] = text
     return chats
 

@@ -47,7 +47,7 @@ def annotate(
         bool,
         typer.Option("--stratified/--random", help="Of the limit, as many of each domain or not."),
     ] = True,
-    seed: Annotated[int, typer.Option(help="Of the choice of records.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the choice of records.")] = 0,
     exports: Annotated[
         list[str],
         typer.Option(
@@ -135,7 +135,7 @@ def agreement(
     ] = None,
     spectrum: MaybeSpectrum = None,
     levels: LevelNames = None,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the bootstrap.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """How far the annotators agree, with each other and with the intended level.

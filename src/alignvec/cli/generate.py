@@ -13,6 +13,8 @@ from alignvec.cli.output import print_json, written
 
 app = typer.Typer()
 
+_COLDEST = 1e-4  # next to nothing cannot be divided by: what is colder is greedy
+
 
 @app.command(
     epilog="Example: alignvec generate embedded --vector medical=medical-av "
@@ -31,7 +33,7 @@ def generate(
     ] = [],  # noqa: B006
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the answer.")] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the sampling.")] = 0,
     mode: Annotated[
         str,
         typer.Option(
@@ -64,7 +66,7 @@ def generate(
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "schedule": points}
     if router:
         options["router"] = Router.load(router)
-    if temperature:
+    if temperature >= _COLDEST:
         import torch
 
         torch.manual_seed(seed)

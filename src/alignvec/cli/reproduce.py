@@ -69,7 +69,7 @@ def reproduce(
         ),
     ] = None,
     endpoint: EndpointOption = None,
-    seed: Annotated[int, typer.Option(help="Of training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of training.")] = 0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="What would run, where, and how long it may take.")
     ] = False,

@@ -157,13 +157,14 @@ def parse_sweep(text: str) -> tuple[str, list[float]]:
         raise AlignvecError(
             f"'{text}' is no sweep; write KNOB=START:STOP:STEP, as in medical=-2:2:0.25"
         )
-    if step == 0 or (stop - start) / step < 0:
+    steps = (stop - start) / step if step else -1.0
+    if steps < 0:
         raise AlignvecError(
             f"'{text}': a step of {step:g} does not lead from {start:g} to {stop:g}"
         )
-    count = math.floor((stop - start) / step + 1e-9) + 1
-    if count > 1000:
-        raise AlignvecError(f"'{text}' has {count} points; at most 1000")
+    if not steps < 1000:
+        raise AlignvecError(f"'{text}' has some {steps:.3g} points; at most 1000")
+    count = math.floor(steps + 1e-9) + 1
     # + 0.0 turns a negative zero into zero.
     return knob, [round(start + index * step, 10) + 0.0 for index in range(count)]
 

@@ -45,7 +45,9 @@ class Local:
     async def _work(self) -> None:
         await asyncio.sleep(0)  # until all that are about to ask have asked
         while self._waiting:
-            batch, self._waiting = self._waiting[: self._batch], self._waiting[self._batch :]
+            length = self._waiting[0][0].max_tokens  # a text is given its own room, and no more
+            batch = [one for one in self._waiting if one[0].max_tokens == length][: self._batch]
+            self._waiting = [one for one in self._waiting if one not in batch]
             try:
                 found = await asyncio.to_thread(self._answers, [task for task, _ in batch])
             except Exception as error:
@@ -59,7 +61,7 @@ class Local:
 
     def _answers(self, tasks: list[Task]) -> list[Completion]:
         torch.manual_seed(hash(tuple(task.sample for task in tasks)) % 2**31)
-        longest = max(task.max_tokens for task in tasks)
+        longest = tasks[0].max_tokens
         sampling: dict[str, Any] = {"logits_processor": [_AnswerRepetitionPenalty()]}
         if self.temperature > 0:
             sampling |= {"do_sample": True, "temperature": self.temperature, "top_p": 0.9}
