@@ -58,6 +58,12 @@ def test_plugins_of_the_user_are_kept(words, became, monkeypatch):
 def test_others_are_let_in_with_a_key_alone(words, became, monkeypatch):
     everywhere = [*words, "--host", "0.0.0.0"]
     assert "there is no key" in refused(*everywhere)
+    for name in ("VLLM_API_KEY", "ALIGNVEC_API_KEY"):
+        monkeypatch.setenv(name, "")
+        assert "there is no key" in refused(*everywhere)
+        monkeypatch.delenv(name)
+    for flags in (["--api-key", ""], ["--api_key="], ["--api-key"], ["--api-key", "--seed", "1"]):
+        assert "there is no key" in refused(*everywhere, "--", *flags)
     run(*everywhere, "--insecure")
     run(*everywhere, "--", "--api-key", "k")
     run(*everywhere, "--", "--api_key=k")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, entry_points, version
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,10 +95,10 @@ def become_vllm(
         check_known("knob", knob, sources)
     rest = {knob: source for knob, source in sources.items() if knob not in folded}
     told = {"ALIGNVEC_VECTORS": _written(rest), "VLLM_PLUGINS": _plugins(os.environ)}
-    key = os.environ.get("VLLM_API_KEY") or os.environ.get(ENVIRONMENT)
-    if key:
+    keys = (os.environ.get(name, "").strip() for name in ("VLLM_API_KEY", ENVIRONMENT))
+    if key := next(filter(None, keys), None):
         told["VLLM_API_KEY"] = key
-    has_key = key is not None or "--api-key" in given
+    has_key = key is not None or _holds_key(flags)
     if not has_key and Keys(state).names():
         raise AlignvecError(
             f"the keys in {state} do not open vLLM: set {ENVIRONMENT} to the one that shall, or "
@@ -162,6 +163,16 @@ def _folded(base: Path, sources: Mapping[str, str], setting: SettingLike, any_ba
         fold(base, weighted, out, check_base=not any_base)
     typer.echo(f"in the weights: {', '.join(f'{knob}={at:g}' for knob, at in strengths.items())}")
     return out
+
+
+def _holds_key(flags: Sequence[str]) -> bool:
+    """Whether there is a key behind vLLM's own --api-key: an empty one lets everybody in."""
+    for flag, following in zip_longest(flags, flags[1:], fillvalue=""):
+        name, assigned, value = flag.partition("=")
+        if name.replace("_", "-") == "--api-key":
+            value = value if assigned else following
+            return bool(value) and not value.startswith("--")
+    return False
 
 
 def _written(sources: Mapping[str, str]) -> str:
