@@ -9,6 +9,7 @@ import pytest
 from alignvec.errors import AlignvecError
 from alignvec.serve import keys as module
 from alignvec.serve.keys import Keys
+from alignvec.serve.security import Access
 from conftest import refused, run
 
 
@@ -81,10 +82,13 @@ def test_the_key_of_the_environment_counts(state, monkeypatch):
     assert keys.names() == ["environment", "ci"]
     assert [one.name for one in keys.stored()] == ["ci"]
     assert "'environment'" in refused("keys", "add", "environment", "--state", state)
-    monkeypatch.setenv("ALIGNVEC_API_KEY", "")
-    nobody = Keys(state)
-    assert nobody.owner("") is None
-    assert nobody.names() == ["ci"]
+    monkeypatch.setenv("ALIGNVEC_API_KEY", "secret\n")  # as a file of secrets has it
+    assert Access(Keys(state)).owner("Bearer secret") == "environment"
+    for nothing in ("", "\n"):
+        monkeypatch.setenv("ALIGNVEC_API_KEY", nothing)
+        nobody = Keys(state)
+        assert nobody.owner("") is None
+        assert nobody.names() == ["ci"]
 
 
 def test_what_cannot_be_done_is_said(state):

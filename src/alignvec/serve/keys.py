@@ -56,7 +56,7 @@ class Keys:
             AlignvecError: the file is not alignvec's, or cannot be used.
         """
         self._database = open_state(file, _Table.metadata, make)
-        own = os.environ.get(ENVIRONMENT)
+        own = os.environ.get(ENVIRONMENT, "").strip()  # as what a request gives is stripped
         self._own = {_OF_ENVIRONMENT: _hash(own)} if own else {}
         self._read: dict[str, str] = {}
         self._until = 0.0  # on the monotonic clock
