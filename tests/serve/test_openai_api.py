@@ -12,10 +12,12 @@ import pytest
 from live import ASK, QUESTION, live, tea_model
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase as ChatParams
 from openai.types.completion_create_params import CompletionCreateParamsBase as TextParams
+from pydantic import ValidationError
 from tokenizers.processors import TemplateProcessing
 
 from alignvec.serve.chat import ChatRequest
 from alignvec.serve.completion import CompletionRequest
+from alignvec.serve.routes import ScoreRequest
 
 NO_END = {"2": -100}  # the token that ends an answer
 
@@ -323,6 +325,50 @@ def test_what_is_wrong_is_refused_with_its_field(served, field):
         error = answer.json()["error"]
         assert (answer.status_code, error["param"], error["code"]) == (400, param, code), error
         assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        (
+            "chat/completions",
+            {"messages": ASK, "stop": ["a"] * 5},
+            "stop: List should have at most 4",
+        ),
+        ("chat/completions", {"messages": [{**ASK[0], "content": []}]}, "at least 1 item"),
+        ("completions", {"prompt": []}, "at least 1 item"),
+        ("completions", {"prompt": ["a"] * 129}, "prompt: List should have at most 128"),
+        ("completions", {"prompt": [1, -1]}, "prompt[1]: Input should be greater"),
+    ],
+)
+def test_of_several_forms_the_one_that_is_meant_says_what_is_wrong(served, path, body, said):
+    answer = served.post(f"/v1/{path}", {"model": "tea", **body})
+    assert answer.status_code == 400
+    assert said in answer.json()["error"]["message"]
+
+
+MANY = {f"x{number}": 1 for number in range(90_000)}
+
+
+@pytest.mark.parametrize(
+    ("taken", "body"),
+    [
+        (ChatRequest, {"messages": [{}] * 340_000}),
+        (ChatRequest, {"messages": [{"role": "user", "content": [{}] * 340_000}]}),
+        (ChatRequest, {"messages": [{**ASK[0], **MANY}]}),
+        (ChatRequest, {"messages": ASK, "logit_bias": MANY}),
+        (ChatRequest, {"messages": ASK, "metadata": MANY}),
+        (ChatRequest, {"messages": ASK, "stream_options": MANY}),
+        (CompletionRequest, {"prompt": [-1] * 340_000}),
+        (ScoreRequest, {"messages": [{}] * 340_000, "responses": ["a"]}),
+        (ScoreRequest, {"prompt": "a", "responses": ["a"], **MANY}),
+    ],
+)
+def test_a_body_that_is_wrong_throughout_is_given_up_early(taken, body):
+    """A server that collects all of it hears nobody else meanwhile."""
+    with pytest.raises(ValidationError) as caught:
+        taken.model_validate({"model": "tea", **body})
+    assert caught.value.error_count() < 10
 
 
 def test_half_a_character_is_no_text_to_score_either(served):

@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from alignvec.base.messages import Conversation
 from alignvec.serve.errors import Refused
-from alignvec.serve.parameters import Asked
+from alignvec.serve.parameters import Asked, few
 from alignvec.serve.replies import Reply, likelihood
 from alignvec.serve.request import Piece, TokenLogprob
 from alignvec.serve.routes import Strict, Text, Turn, Turning
@@ -57,7 +57,7 @@ class ChatRequest(Asked):
     openai_has: ClassVar[frozenset[str]] = frozenset(CompletionCreateParamsBase.__annotations__)
     prompt_field: ClassVar[str] = "messages"
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: int | None = Field(
         default=None, ge=1, description="The new name of max_tokens."
     )
@@ -67,6 +67,7 @@ class ChatRequest(Asked):
         Annotated[
             dict[Annotated[Text, Field(max_length=64)], Annotated[Text, Field(max_length=512)]],
             Field(max_length=16),
+            few(16),
         ]
         | None
     ) = Field(default=None, description="Changes nothing.")

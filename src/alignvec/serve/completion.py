@@ -17,7 +17,7 @@ from alignvec.serve.request import Piece, TokenLogprob
 from alignvec.serve.routes import Text, Turning
 
 _Token = Annotated[int, Field(ge=0)]
-_Tokens = Annotated[list[_Token], Field(min_length=1)]
+_Tokens = Annotated[list[_Token], Field(min_length=1, fail_fast=True)]
 
 
 class CompletionRequest(Asked):

@@ -9,18 +9,26 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    ConfigDict,
-    Field,
-    model_validator,
-)
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from alignvec.serve.errors import Refused
 from alignvec.serve.routes import MaybeKnobs, ProfileName, Strict, Text
 from alignvec.serve.sampling import Sampling
 
 MOST_ANSWERS = 128  # of one request, as OpenAI has it
+_MOST_BIASES = 1024
 _GREEDY = 1e-4  # the likeliest token has all there is at temperatures below
+
+
+def few(most: int) -> BeforeValidator:
+    """Of an object: pydantic counts its entries only when it has looked at each."""
+
+    def check(entries: Any) -> Any:
+        if isinstance(entries, dict) and len(entries) > most:
+            raise ValueError(f"it has {len(entries)} entries; at most {most} are taken")
+        return entries
+
+    return BeforeValidator(check)
 
 
 _StopString = Annotated[Text, Field(min_length=1)]
@@ -64,8 +72,13 @@ class Asked(_Strict):
     frequency_penalty: float | None = Field(default=0.0, ge=-2, le=2)
     presence_penalty: float | None = Field(default=0.0, ge=-2, le=2)
     logit_bias: (
-        dict[
-            Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]
+        Annotated[
+            dict[
+                Annotated[str, Field(pattern=r"^[0-9]{1,9}$")],
+                Annotated[float, Field(ge=-100, le=100)],
+            ],
+            Field(max_length=_MOST_BIASES),
+            few(_MOST_BIASES),
         ]
         | None
     ) = Field(default=None, description="Token id -> what is added to its logit.")

@@ -12,7 +12,14 @@ from typing import Annotated, Any, Literal, Protocol
 
 from fastapi import APIRouter, Header, Path, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 
 from alignvec.base.messages import Messages, conversations, last_question
 from alignvec.errors import AlignvecError, NoNumbersError
@@ -68,9 +75,21 @@ ProfileName = Annotated[
 
 
 class Strict(BaseModel):
-    """What a request holds: numbers are numbers, texts are texts, and there is nothing else."""
+    """What a request holds: numbers are numbers, texts are texts, and there is nothing else.
+
+    A body has room for 10^5 things that are wrong, and to collect them takes seconds in which
+    nobody else is heard: of unknown fields one is told, and lists without a limit fail fast.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_one_stranger(cls, body: Any) -> Any:
+        if not isinstance(body, dict):
+            return body
+        strangers = [name for name in body if name not in cls.model_fields]
+        return {name: body[name] for name in (*cls.model_fields, *strangers[:1]) if name in body}
 
 
 class Turning(BaseModel):
@@ -150,7 +169,7 @@ class Turn(Strict):
     """What somebody said. `developer` is another word for `system`."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1)]
+    content: Text | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)]
     name: Text | None = Field(
         default=None, description="Of who said it; for chat templates that have a place for it."
     )
@@ -173,7 +192,7 @@ class Turn(Strict):
 class ScoreRequest(Strict):
     """Responses to a conversation, or to a question as the user's only message."""
 
-    messages: list[Turn] | None = Field(default=None, min_length=1)
+    messages: Annotated[list[Turn], Field(min_length=1, fail_fast=True)] | None = None
     prompt: Text | None = None
     responses: list[Annotated[Text, Field(min_length=1)]] = Field(
         min_length=1, max_length=_MOST_RESPONSES
