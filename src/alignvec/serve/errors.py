@@ -134,7 +134,9 @@ async def answer(request: Request, error: Exception) -> JSONResponse:
 
 
 def _invalid(error: RequestValidationError) -> Refused:
-    """The field that does not fit: of a union, in the branch that came furthest."""
+    """The field that does not fit: of a union, in the branch that takes this kind of value, and
+    that came furthest.
+    """
     found = error.errors()
     if found[0]["type"] == "json_invalid":
         return Refused(f"the body is not JSON: {found[0]['msg']}", code="invalid_json")
@@ -144,8 +146,12 @@ def _invalid(error: RequestValidationError) -> Refused:
             code="invalid_json",
         )
     paths = [_path(one, error.body) for one in found]
-    furthest = max(range(len(found)), key=lambda number: len(paths[number]))
-    first, field = found[furthest], _written(paths[furthest])
+
+    def near(number: int) -> tuple[bool, int]:
+        return not found[number]["type"].endswith("_type"), len(paths[number])
+
+    nearest = max(range(len(found)), key=near)
+    first, field = found[nearest], _written(paths[nearest])
     message, code = str(first["msg"]).removeprefix("Value error, "), "invalid_value"
     if first["type"] == "extra_forbidden":
         message, code = "no field that is known here", "unknown_parameter"
