@@ -4,6 +4,7 @@ import asyncio
 import math
 import random
 import threading
+import time
 
 import pytest
 import torch
@@ -493,8 +494,53 @@ def test_scores_for_who_has_gone_are_not_computed(make, monkeypatch):
     within(engine, work)
 
 
-def test_what_is_longer_than_the_context_is_not_scored(make):
+NO_KNOB = {"full": 0.0, "low": 0.0}
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """The responses that were made tokens."""
+    found, following = [], Prompt._following
+
+    def slowly(prompt, before, tokens, text):
+        found.append(text)
+        time.sleep(0.01)
+        return following(prompt, before, tokens, text)
+
+    monkeypatch.setattr(Prompt, "_following", slowly)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("question", "responses", "longest"),
+    [("how long?", ["a", "b" * 600, "c"], 2), ("how long?" * 60, ["a"], 0)],
+)
+def test_what_is_longer_than_the_context_is_not_scored(make, read, question, responses, longest):
     engine = make()
-    setting = {"full": 0.0, "low": 0.0}
     with pytest.raises(AlignvecError, match="context is 512 tokens"):
-        within(engine, lambda: engine.score("how long?", ["a", "b" * 600], setting))
+        within(engine, lambda: engine.score(question, responses, NO_KNOB))
+    assert len(read) == longest
+
+
+def test_nothing_more_is_read_for_who_has_gone_or_when_the_engine_stops(make, read):
+    engine = make(max_waiting=2)
+
+    async def work():
+        tasks = [
+            asyncio.create_task(engine.score("how long?", ["a"] * 500, NO_KNOB)) for _ in range(2)
+        ]
+        while not read:
+            await asyncio.sleep(0.001)
+        with pytest.raises(Busy):
+            await engine.score("how long?", ["a"], NO_KNOB)
+        tasks[0].cancel()
+        await asyncio.sleep(0.05)
+        await engine.stop()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    gone, stopped = within(engine, work)
+    assert isinstance(gone, asyncio.CancelledError)
+    assert isinstance(stopped, Stopped)
+    done = len(read)
+    time.sleep(0.05)
+    assert len(read) == done < 100

@@ -8,7 +8,7 @@ text would be cut into other tokens, it is the answer's that change.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -50,10 +50,15 @@ class Prompt:
         """The prompt and some answers, to be scored: the answers alone, without what the template
         writes before them.
         """
+        tokens, *followed = self.parts(answers)
+        return Row(tokens, followed)
+
+    def parts(self, answers: Sequence[str]) -> Iterator[list[int]]:
+        """Those of `row` one after the other, each read when it is asked for: first the prompt."""
         start, tokens = self._start(*answers)
-        return Row(
-            tokens, [self._following(start, tokens, self._written(answer)) for answer in answers]
-        )
+        yield tokens
+        for answer in answers:
+            yield self._following(start, tokens, self._written(answer))
 
     def shown(self, answer: str) -> str:
         """What a model wrote, without what the template would write before it."""

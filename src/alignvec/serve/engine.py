@@ -13,8 +13,10 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any, TypeVar
 
 import torch
 
@@ -31,6 +33,8 @@ from alignvec.serve.scoring import Scoring, Sums
 from alignvec.serve.text import check_streams
 from alignvec.serve.turns import Turns
 from alignvec.serve.writing import Writing
+
+Result = TypeVar("Result")
 
 _LONG = 2048  # tokens of prompt and answer that a row has room for on average
 
@@ -74,6 +78,9 @@ class Engine:
         self._wake = threading.Condition()
         self._turns = Turns()
         self._scorings: deque[Scoring] = deque()
+        self._scored = 0  # requests whose responses are read, wait or are computed
+        # Not the loop's own: at the end that one is waited for.
+        self._reader = ThreadPoolExecutor(1, "alignvec-responses")
         self._state = "new"  # -> open -> draining -> closed
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -151,17 +158,21 @@ class Engine:
         """The log-likelihood of each response, in nats, and its number of tokens.
 
         Raises:
-            Stopped, AlignvecError: as `generate`.
+            Busy, Stopped, AlignvecError: as `generate`; or a response is empty or too long.
         """
-        row = await asyncio.to_thread(self._row, messages, responses)
-        scoring = Scoring(row, partial(self._likelihoods, setting))
-        with self._wake:
-            self._check_open()
-            if len(self._scorings) >= self.max_waiting:
-                raise self._busy
-            self._scorings.append(scoring)
-            self._wake.notify()
-        return await scoring.done
+        if self._scored >= self.max_waiting:
+            raise self._busy
+        self._scored += 1
+        try:
+            row = await self._row(messages, responses)
+            scoring = Scoring(row, partial(self._likelihoods, setting))
+            with self._wake:
+                self._check_open()
+                self._scorings.append(scoring)
+                self._wake.notify()
+            return await scoring.done
+        finally:
+            self._scored -= 1
 
     def _check_open(self) -> None:
         if self._state != "open":
@@ -179,19 +190,31 @@ class Engine:
     def _busy(self) -> Busy:
         return Busy(max(1.0, self._writing.seconds * self.waiting / self.max_rows))
 
-    def _row(self, messages: Messages, responses: Sequence[str]) -> Row:
-        row = Prompt(self.model.tokenizer, messages).row(responses)
-        if not row.prompt:
+    async def _row(self, messages: Messages, responses: Sequence[str]) -> Row:
+        """Part by part: none is read for who has gone, at the end, or behind one too long."""
+        prompt = await self._aside(Prompt, self.model.tokenizer, messages)
+        self._check_fits("the prompt", len(prompt.tokens))
+        parts = prompt.parts(responses)
+        tokens = await self._aside(next, parts)
+        if not tokens:
             raise AlignvecError("an empty prompt: there is nothing that a response could follow")
-        if not all(row.responses):
-            raise AlignvecError("a response has no tokens: it has no likelihood")
-        longest = len(row.prompt) + max(map(len, row.responses))
-        if longest > self.context:
+        read: list[list[int]] = []
+        for number in range(len(responses)):
+            read.append(await self._aside(next, parts))
+            if not read[-1]:
+                raise AlignvecError(f"response {number} has no tokens: it has no likelihood")
+            self._check_fits(f"the prompt with response {number}", len(tokens) + len(read[-1]))
+        return Row(tokens, read)
+
+    async def _aside(self, work: Callable[..., Result], *given: Any) -> Result:
+        self._check_open()
+        return await asyncio.get_running_loop().run_in_executor(self._reader, work, *given)
+
+    def _check_fits(self, what: str, tokens: int) -> None:
+        if tokens > self.context:
             raise AlignvecError(
-                f"this model's context is {self.context} tokens; the prompt with its longest "
-                f"response has {longest}"
+                f"this model's context is {self.context} tokens; {what} has {tokens}"
             )
-        return row
 
     def _rests(self) -> bool:
         with self._wake:  # who is being let in is in no queue
