@@ -5,6 +5,7 @@ import json
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai
@@ -15,6 +16,8 @@ from openai.types.completion_create_params import CompletionCreateParamsBase as 
 from pydantic import ValidationError
 from tokenizers.processors import TemplateProcessing
 
+from alignvec.base.prompts import Prompt
+from alignvec.serve import endpoints
 from alignvec.serve.chat import ChatRequest
 from alignvec.serve.completion import CompletionRequest
 from alignvec.serve.routes import ScoreRequest
@@ -516,6 +519,37 @@ def test_scores_take_no_longer_than_is_allowed_and_than_somebody_waits(
         with pytest.raises(httpx.ReadTimeout):
             here.post("/v1/score", ask, timeout=0.1)
         assert gone.wait(0.3)
+
+
+def test_prompts_wait_to_be_read_as_answers_wait_to_be_written(model, tmp_path, monkeypatch):
+    """No longer than is allowed, only while somebody listens, and not more than there is room."""
+    go_on, begun = threading.Event(), []
+
+    class Slow(Prompt):
+        def __init__(self, tokenizer, chat):
+            begun.append(chat[-1]["content"])
+            go_on.wait(20)
+            super().__init__(tokenizer, chat)
+
+    monkeypatch.setattr(endpoints, "Prompt", Slow)
+    with live(model, tmp_path, rows=(1, 2), seconds=2) as here, ThreadPoolExecutor(2) as threads:
+
+        def ask(text, **options):
+            asked = {"model": "tea", "messages": [{"role": "user", "content": text}]}
+            return here.post(body={**asked, "max_tokens": 1}, **options)
+
+        for text in ("read", "not yet"):
+            with pytest.raises(httpx.ReadTimeout):
+                ask(text, timeout=0.2)
+        late = ask("too late")
+        assert (late.status_code, late.json()["error"]["code"]) == (504, "timeout")
+        waiting = [threads.submit(ask, "in time") for _ in range(2)]
+        time.sleep(0.2)
+        full = ask("one too many")
+        assert (full.status_code, full.headers["retry-after"]) == (429, "1")
+        go_on.set()
+        assert [one.result().status_code for one in waiting] == [200, 200]
+    assert begun == ["read", "in time", "in time"]
 
 
 def test_a_body_is_read_to_its_limit_and_in_time(model, tmp_path):

@@ -29,12 +29,12 @@ from alignvec.serve.completion import CompletionAnswer, CompletionReply, Complet
 from alignvec.serve.dial import Dial, Turned
 from alignvec.serve.engine import Engine
 from alignvec.serve.errors import Refused, error_body, responses
-from alignvec.serve.generation import Pieces, pieces
+from alignvec.serve.generation import Deadline, Pieces, pieces
 from alignvec.serve.gone import GONE, Gone, unless_gone
 from alignvec.serve.metrics import Metrics, Stopwatch
 from alignvec.serve.parameters import Asked, tokens_left
 from alignvec.serve.replies import Reply
-from alignvec.serve.request import Piece, Request
+from alignvec.serve.request import Busy, Piece, Request
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +112,7 @@ class Endpoints:
         self._started = int(time.time())
         # Templates, tokenizers and the state file take their time, and one after the other.
         self._reader = ThreadPoolExecutor(1, "alignvec-reader")
+        self._reading = 0  # requests there
 
     def router(self) -> APIRouter:
         """The routes."""
@@ -141,13 +142,11 @@ class Endpoints:
 
     async def chat(self, request: ChatRequest, http: HttpRequest) -> Response:
         """Answer a conversation."""
-        read = await self._aside(self._read_chat, request)
-        return await self._answer(request, read, ChatReply, http)
+        return await self._answer(request, self._read_chat, ChatReply, http)
 
     async def complete(self, request: CompletionRequest, http: HttpRequest) -> Response:
         """Go on with texts."""
-        read = await self._aside(self._read_texts, request)
-        return await self._answer(request, read, CompletionReply, http)
+        return await self._answer(request, self._read_texts, CompletionReply, http)
 
     async def models(self) -> Models:
         """The model that is served."""
@@ -162,7 +161,13 @@ class Endpoints:
         return Model(id=name, created=self._started, object="model", owned_by="alignvec")
 
     async def _aside(self, work: Callable[..., Result], *given: Any) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._reader, work, *given)
+        if self._reading >= self._engine.max_waiting:
+            raise Busy(1.0)
+        self._reading += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._reader, work, *given)
+        finally:
+            self._reading -= 1
 
     def _read_chat(self, asked: ChatRequest) -> _Read:
         chat = asked.conversation
@@ -193,13 +198,30 @@ class Endpoints:
         return _Read(prompts, turned, texts[0])
 
     async def _answer(
-        self, asked: Asked, read: _Read, form: type[Reply], http: HttpRequest
+        self, asked: Asked, reads: Callable[[Any], _Read], form: type[Reply], http: HttpRequest
     ) -> Response:
-        visit = visit_of(http.scope)
-        visit.knobs = read.turned.setting
-        if self._log_prompts:
-            visit.prompt = read.text
-        client = visit.key or (http.client.host if http.client else "")
+        visit, in_time = visit_of(http.scope), Deadline(self._limits.seconds)
+        try:
+            async with in_time():
+                read = await unless_gone(http, self._aside(reads, asked))
+            visit.knobs = read.turned.setting
+            if self._log_prompts:
+                visit.prompt = read.text
+            client = visit.key or (http.client.host if http.client else "")
+            reply, requests = self._asked(asked, read, form, client)
+            found = self._pieces(requests, reply, visit, in_time)
+            if not asked.stream:
+                return await unless_gone(http, _whole(found, reply))
+            # What is refused now still has a status of its own.
+            first = await unless_gone(http, anext(found))
+        except Gone:
+            return Response(status_code=GONE)
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        return Events(_events(first, found, reply, visit), headers=headers)
+
+    def _asked(
+        self, asked: Asked, read: _Read, form: type[Reply], client: str
+    ) -> tuple[Reply, list[Request]]:
         requests = [self._request(asked, prompt, read.turned, client) for prompt in read.prompts]
         if len(requests) > self._engine.max_waiting:  # to come again would be of no use
             raise Refused(
@@ -216,16 +238,7 @@ class Endpoints:
             asked.tells_usage,
             asked.wanted_logprobs is not None,
         )
-        found = self._pieces(requests, reply, visit)
-        try:
-            if not asked.stream:
-                return await unless_gone(http, _whole(found, reply))
-            # What is refused now still has a status of its own.
-            first = await unless_gone(http, anext(found))
-        except Gone:
-            return Response(status_code=GONE)
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        return Events(_events(first, found, reply, visit), headers=headers)
+        return reply, requests
 
     def _request(self, asked: Asked, prompt: list[int], turned: Turned, client: str) -> Request:
         if not prompt:
@@ -259,12 +272,14 @@ class Endpoints:
             )
         return request
 
-    async def _pieces(self, requests: Sequence[Request], reply: Reply, visit: Visit) -> Pieces:
+    async def _pieces(
+        self, requests: Sequence[Request], reply: Reply, visit: Visit, in_time: Deadline
+    ) -> Pieces:
         """Those of `pieces`, counted, and kept in the reply once they are sent."""
         prompt = sum(len(request.tokens) for request in requests)
         watch = Stopwatch(self._metrics, visit.began)
         try:
-            async with aclosing(pieces(self._engine, requests, self._limits.seconds)) as found:
+            async with aclosing(pieces(self._engine, requests, in_time)) as found:
                 async for number, piece in found:
                     watch.take(number, piece)
                     if visit.first is None:

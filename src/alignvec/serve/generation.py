@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 
 from alignvec.errors import AlignvecError
 from alignvec.serve.engine import Engine
@@ -15,13 +15,35 @@ from alignvec.serve.request import Busy, Failed, Piece, Request, Stopped
 Pieces = AsyncGenerator[tuple[int, Piece], None]  # with the number of the answer
 
 
-async def pieces(engine: Engine, requests: Sequence[Request], seconds: float) -> Pieces:
+class Deadline:
+    """The time that a request may take, from now on."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._end = asyncio.get_running_loop().time() + seconds
+
+    @asynccontextmanager
+    async def __call__(self) -> AsyncIterator[None]:
+        """Cancels what is in the block when the time is over.
+
+        Raises:
+            Refused: it is.
+        """
+        try:
+            async with asyncio.timeout_at(self._end):
+                yield
+        except TimeoutError:
+            raise Refused(
+                f"the answer was not finished after {self._seconds:g} s; ask for fewer tokens",
+                504,
+                "timeout",
+            ) from None
+
+
+async def pieces(engine: Engine, requests: Sequence[Request], in_time: Deadline) -> Pieces:
     """What the engine gives to one request or to several side by side.
 
     Closing it cancels them all.
-
-    Args:
-        seconds: they may take in all.
 
     Yields:
         The number of the answer (those to the first request first), and what it goes on with.
@@ -29,20 +51,13 @@ async def pieces(engine: Engine, requests: Sequence[Request], seconds: float) ->
     Raises:
         Refused: the engine is full or stops, the time is over, or a request cannot be answered.
     """
-    end = asyncio.get_running_loop().time() + seconds
     async with aclosing(_merged(engine, requests)) as found:
         while True:
-            try:
-                async with asyncio.timeout_at(end):
+            async with in_time():
+                try:
                     got = await anext(found, None)
-            except TimeoutError:
-                raise Refused(
-                    f"the answer was not finished after {seconds:g} s; ask for fewer tokens",
-                    504,
-                    "timeout",
-                ) from None
-            except AlignvecError as error:
-                raise refusal(error) from error
+                except AlignvecError as error:
+                    raise refusal(error) from error
             if got is None:
                 return
             yield got
