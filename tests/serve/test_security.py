@@ -171,16 +171,19 @@ def test_a_request_is_logged_without_a_word_of_it(model, tmp_path, caplog):
             {**ASK, "messages": [{"role": "user", "content": "secret" * 200}]},
         ):
             here.post(body=body, headers=bearer(key))
+        scored = {"prompt": "a secret", "responses": ["secret"], "knobs": {"tea": 0.5}}
+        here.post("/v1/score", scored, headers=bearer(key))
         here.post("/v1/completions", body={"model": "tea", "prompt": ["a secret", "b secret"]})
         here.http.get("/health")
     lines = logged(caplog)
-    assert len(lines) == 5
+    assert len(lines) == 6
     assert re.fullmatch(
         r"POST /v1/chat/completions 200 \d\.\d{3}s first=\d\.\d{3}s key=ann knobs=tea=0 "
         r"tokens=20\+[12]",
         lines[0],
     )
     assert "knobs=tea=0.5" in lines[1]
+    assert re.fullmatch(r"POST /v1/score 200 \d\.\d{3}s key=ann knobs=tea=0\.5", lines[4])
     assert "secret" not in caplog.text
     assert key not in caplog.text
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import MutableMapping
-from dataclasses import dataclass, field
-from typing import Any
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,38 +12,9 @@ from alignvec.errors import printable, untold
 from alignvec.serve.errors import error_body
 from alignvec.serve.gone import GONE
 from alignvec.serve.metrics import Metrics
+from alignvec.serve.visit import Visit, visit_of
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Visit:
-    """What is known of a request when it ends.
-
-    Attributes:
-        began: when it came, by `time.perf_counter`.
-        key: name of the client's key.
-        knobs: the setting that answered.
-        tokens: of the prompt, and written.
-        first: seconds to the first token.
-        prompt: what was asked; empty unless it is to be logged.
-        failure: why a stream ended before its end.
-    """
-
-    began: float = field(default_factory=time.perf_counter)
-    key: str | None = None
-    knobs: dict[str, float] | None = None
-    tokens: tuple[int, int] | None = None
-    first: float | None = None
-    prompt: str = ""
-    failure: str = ""
-
-
-def visit_of(scope: MutableMapping[str, Any]) -> Visit:
-    """The visit that a request is."""
-    state = scope.setdefault("state", {})
-    visit: Visit = state.setdefault("alignvec_visit", Visit())
-    return visit
 
 
 class Record:

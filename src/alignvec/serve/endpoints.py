@@ -23,7 +23,6 @@ from alignvec.base.messages import last_question
 from alignvec.base.prompts import Prompt, begun
 from alignvec.errors import AlignvecError, untold
 from alignvec.files import hash_of
-from alignvec.serve.access import Visit, visit_of
 from alignvec.serve.chat import ChatAnswer, ChatReply, ChatRequest
 from alignvec.serve.completion import CompletionAnswer, CompletionReply, CompletionRequest
 from alignvec.serve.dial import Dial, Turned
@@ -35,6 +34,7 @@ from alignvec.serve.metrics import Metrics, Stopwatch
 from alignvec.serve.parameters import Asked, tokens_left
 from alignvec.serve.replies import Reply
 from alignvec.serve.request import Busy, Piece, Request
+from alignvec.serve.visit import Visit, visit_of
 
 logger = logging.getLogger(__name__)
 

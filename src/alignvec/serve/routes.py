@@ -29,6 +29,7 @@ from alignvec.serve.errors import Refused, Route, responses
 from alignvec.serve.gone import GONE, Gone, unless_gone
 from alignvec.serve.profiles import Profile, Profiles, no_profile
 from alignvec.serve.state import NAME
+from alignvec.serve.visit import visit_of
 
 _MOST_RESPONSES = 100  # in one request
 
@@ -301,6 +302,7 @@ def knob_routes(
         (chat,) = conversations([messages])
         question = last_question(chat)
         turned = await run_in_threadpool(dial.read, body.model, body.knobs, body.profile, question)
+        visit_of(request.scope).knobs = turned.setting
         try:
             async with asyncio.timeout(seconds):
                 found = await unless_gone(

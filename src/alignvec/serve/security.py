@@ -7,10 +7,10 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from alignvec.errors import AlignvecError
-from alignvec.serve.access import visit_of
 from alignvec.serve.address import is_local
 from alignvec.serve.errors import error_body
 from alignvec.serve.keys import ENVIRONMENT, Keys
+from alignvec.serve.visit import visit_of
 
 _GUARDED = ("/v1/", "/metrics", "/openapi.json")
 _HERE = frozenset({"localhost", "127.0.0.1", "[::1]"})
