@@ -106,6 +106,20 @@ def test_bytes_that_are_no_text_spoil_nothing_that_follows_or_was_told(words):
     assert [token for one in found for token in one.tokens] == list(range(5))
 
 
+@pytest.mark.parametrize(("stop", "text"), [((), "tea w"), (("a w",), "te")])
+@pytest.mark.parametrize("ends", [True, False])
+def test_of_the_last_token_the_whole_characters_are_told(pieces, stop, text, ends):
+    core = pieces.backend_tokenizer
+    core.add_tokens(["w\xc3"])  # a w and the first byte of a character
+    tokens = [*pieces("tea ")["input_ids"], core.token_to_id("w\xc3")]
+    answer = Text(pieces, stop)
+    found = told(answer, tokens, last=ends)
+    if not ends:  # its end is a token without text
+        found.append(answer.end())
+    assert "".join(one.text for one in found) == text
+    assert found[-1].stopped == bool(stop)
+
+
 def test_an_answer_goes_on_within_a_character_of_the_prompt(pieces):
     *prompt, rest, x = pieces("tea for é" + "x")["input_ids"]
     assert [one.text for one in told(Text(pieces, before=prompt), [rest, x])] == ["é", "x"]

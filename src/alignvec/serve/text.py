@@ -69,34 +69,37 @@ class Text:
             The text that is certain, and the tokens (0 is the first of the answer) that are told
             with it. A text that stops ends before the stop text, as OpenAI has it.
         """
-        new = self._new(token)
-        self._held += new
-        self._seen += len(new)
+        self._window.append(token)
         self._open += 1
-        if new:
-            self._close()
-        found = [at for stop in self._stop if (at := self._held.find(stop)) >= 0]
-        if found:
-            return self._tell(min(found), stopped=True)
-        if last:
-            return self.end()
-        return self._tell(len(self._held) - self._beginning())
+        return self._next(last)
 
     def end(self) -> Told:
         """All that was held back: no token follows."""
-        self._close()
-        return self._tell(len(self._held))
+        return self._next(last=True)
 
-    def _new(self, token: int) -> str:
-        """The text that a token completes."""
-        self._window.append(token)
+    def _next(self, last: bool) -> Told:
+        new = self._new(last)
+        self._held += new
+        self._seen += len(new)
+        if new or last:
+            self._ends += [self._seen] * self._open
+            self._open = 0
+        found = [at for stop in self._stop if (at := self._held.find(stop)) >= 0]
+        if found:
+            return self._tell(min(found), stopped=True)
+        return self._tell(len(self._held) - (0 if last else self._beginning()))
+
+    def _new(self, last: bool) -> str:
+        """The text that is complete; at the end, up to where a character begins that never is."""
         text = self._decode(self._window)
-        if text.endswith(_HALF):
+        if text.endswith(_HALF) and not last:
             return ""
         if text.startswith(self._before):
             new = text[len(self._before) :]
         else:  # bytes that are no text: together with them, what is told would read otherwise
             new = self._decode(self._window[self._known :])
+        if last:
+            new = new.rstrip(_HALF)
         if new:
             self._window = self._window[self._known :]
             self._known = len(self._window)
@@ -114,10 +117,6 @@ class Text:
         self._first += count
         del self._ends[:count]
         return Told(text, tokens, stopped)
-
-    def _close(self) -> None:
-        self._ends += [self._seen] * self._open
-        self._open = 0
 
     def _beginning(self) -> int:
         """How many characters at the end may be the beginning of a stop text."""
