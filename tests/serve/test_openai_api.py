@@ -19,8 +19,10 @@ from tokenizers.processors import TemplateProcessing
 from alignvec.base.prompts import Prompt
 from alignvec.serve import endpoints
 from alignvec.serve.chat import ChatRequest
-from alignvec.serve.completion import CompletionRequest
+from alignvec.serve.completion import CompletionReply, CompletionRequest
+from alignvec.serve.request import Piece, TokenLogprob
 from alignvec.serve.routes import ScoreRequest
+from alignvec.serve.spelling import shown
 
 NO_END = {"2": -100}  # the token that ends an answer
 
@@ -207,6 +209,17 @@ def test_texts_tell_log_probabilities_in_their_own_form(client):
     ):
         assert top[token] == logprob
         assert 2 <= len(top) <= 3
+
+
+def test_an_offset_counts_characters_however_many_tokens_make_one():
+    tokens = [
+        TokenLogprob(0, shown(spelled), list(spelled), -1.0)
+        for spelled in (b"a", b"\xf0\x9f\x98", b"\x80", b"b")
+    ]
+    reply = CompletionReply("tea", "", {}, 1, 1, False, True)
+    parts = [Piece(0, "a", tokens[:2], 2, None), Piece(0, "\U0001f600b", tokens[2:], 4, "length")]
+    told = [reply.chunk(0, part).choices[0].logprobs.text_offset for part in parts]
+    assert told == [[0, 1], [1, 2]]
 
 
 def test_an_answer_may_come_back_as_it_was_sent(client):

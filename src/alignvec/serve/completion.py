@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import getincrementaldecoder
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -85,7 +86,9 @@ class CompletionReply(Reply):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._written = [0] * len(self.answers)  # characters of the tokens that were told
+        # Of the tokens that were told: the characters, and the bytes of one that is not whole yet.
+        self._written = [0] * len(self.answers)
+        self._bytes = [getincrementaldecoder("utf-8")("replace") for _ in self.answers]
 
     def opening(self) -> Sequence[BaseModel]:
         """Nothing stands before the text."""
@@ -127,7 +130,7 @@ class CompletionReply(Reply):
             offsets = []
             for one in logprobs:
                 offsets.append(self._written[index])
-                self._written[index] += len(one.text)
+                self._written[index] += len(self._bytes[index].decode(bytes(one.bytes)))
             told = Logprobs(
                 text_offset=offsets,
                 tokens=[one.text for one in logprobs],
