@@ -201,9 +201,31 @@ def test_a_stream_says_its_setting_where_it_begins_and_ends(turned):
         {"vllm_xargs": {"profile": "p"}},
         {"extra_body": {"knobs": {"tea": 1}}},
         {"alignvec": {"knobs": {"tea": 1}}},
+        {"sampling_params": {"extra_args": {"knobs": "tea=1"}}},
     ],
 )
 def test_what_is_meant_for_knobs_is_not_passed_over(body):
     with pytest.raises(Refused) as refused:
         steered(body)
     assert refused.value.code == "unknown_parameter"
+
+
+@pytest.mark.parametrize("way", [way for way in Way if way is not Way.XARGS])
+def test_what_another_route_reads_is_not_passed_over_here(way):
+    with pytest.raises(Refused, match="'vllm_xargs' here") as refused:
+        steered({"vllm_xargs": {"knobs": "tea=1"}}, way)
+    assert (refused.value.code, refused.value.param) == ("unknown_parameter", "vllm_xargs")
+    steered({"vllm_xargs": {"other": 1}}, way)
+
+
+@pytest.mark.parametrize("inside", [{"knobs": {"tea": 1}}, {"vllm_xargs": {"knobs": "tea=1"}}])
+def test_parameters_of_sampling_hold_knobs_in_their_arguments_alone(inside):
+    with pytest.raises(Refused, match="'sampling_params' here"):
+        steered({"sampling_params": {"n": 2, **inside}}, Way.SAMPLING)
+
+
+@pytest.mark.parametrize("body", [{"knobs": {"tea": -101}}, {"model": "cup:tea=1e3"}])
+def test_a_strength_that_would_spoil_the_cache_is_refused_before_a_stream_begins(body):
+    with pytest.raises(Refused, match="from -100 to 100") as refused:
+        steered({"stream": True, **body})
+    assert (refused.value.status, refused.value.code) == (400, "invalid_strength")

@@ -33,8 +33,9 @@ from vllm.v1.worker.worker_base import WorkerBase
 from alignvec.errors import AlignvecError, check_known, one_line
 from alignvec.knobs.setting import Setting, SettingLike, check_setting
 from alignvec.serve.vllm.around import around
+from alignvec.serve.vllm.bound import bounded
 from alignvec.serve.vllm.front import bank_of
-from alignvec.serve.vllm.request import NUMBER, bounded, carrier
+from alignvec.serve.vllm.request import NUMBER, carrier
 from alignvec.serve.vllm.told import NO_KNOBS
 
 logger = init_logger("vllm.alignvec")

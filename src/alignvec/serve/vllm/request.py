@@ -14,29 +14,11 @@ from collections.abc import Mapping
 
 from vllm.lora.request import LoRARequest
 
-from alignvec.errors import AlignvecError
+from alignvec.serve.vllm.bound import bounded
 
 NAME = "alignvec"
 NUMBER = 0x616C76  # of the adapter; vLLM counts those of users from 1
 _SCHEME = "alignvec:"
-_MOST = 100.0  # what a strength may be
-
-
-def bounded(setting: Mapping[str, float]) -> dict[str, float]:
-    """The same setting, if no strength is so large that numbers overflow. What a request leaves in
-    vLLM's cache, others are answered from once its blocks are free, and one that is no number
-    spoils theirs.
-
-    Raises:
-        AlignvecError: a strength is beyond 100, or no number.
-    """
-    for knob, strength in setting.items():
-        if isinstance(strength, str) or not abs(strength) <= _MOST:
-            raise AlignvecError(
-                f"knob '{knob}': {strength} is no number from -{_MOST:g} to {_MOST:g}; beyond, "
-                "numbers overflow and spoil vLLM's cache for others"
-            )
-    return dict(setting)
 
 
 def turned(setting: Mapping[str, float]) -> LoRARequest | None:

@@ -44,8 +44,8 @@ from alignvec.knobs.setting import Setting, SettingLike, check_setting, parse_wr
 from alignvec.owned import foreign
 from alignvec.serve.vllm.around import around
 from alignvec.serve.vllm.bank import Bank
+from alignvec.serve.vllm.bound import bounded
 from alignvec.serve.vllm.reach import check_reach
-from alignvec.serve.vllm.request import bounded
 from alignvec.serve.vllm.told import Told
 from alignvec.system import lock
 from alignvec.vector.delta import LowRank

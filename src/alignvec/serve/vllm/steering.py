@@ -16,9 +16,11 @@ from alignvec.errors import AlignvecError
 from alignvec.knobs.setting import parse_written
 from alignvec.serve.dial import Dial, Turned
 from alignvec.serve.errors import Refused
+from alignvec.serve.vllm.bound import bounded
 
 _OURS = ("knobs", "profile")
-_ELSEWHERE = ("extra_body", "extra_args", "alignvec")  # where clients put them by mistake
+# Where clients put them by mistake, or for another route.
+_ELSEWHERE = ("extra_body", "extra_args", "alignvec", "vllm_xargs", "sampling_params")
 
 
 class Way(Enum):
@@ -62,8 +64,9 @@ class Steering:
         Raises:
             Refused: it is none, or this route or request cannot be steered.
         """
-        args = _inside(body, way.value or ())
-        _check_spelling(body, args)
+        path = way.value or ()
+        args = _inside(body, path)
+        _check_spelling(body, args, path)
         asked = _once(body.get("knobs"), args.get("knobs"))
         says = asked is not None or body.get("profile") is not None
         model = body.get("model")
@@ -80,6 +83,10 @@ class Steering:
             return None
         named = f"{self._dial.model}{model[len(own) :]}" if model and own else model or None
         turned = self._dial.read_all(named, asked, body.get("profile"), self._texts(body))
+        try:
+            bounded(turned.setting)  # what vLLM says within a stream has no status any more
+        except AlignvecError as error:
+            raise Refused(str(error), code="invalid_strength", param="knobs") from None
         turns = {knob: strength for knob, strength in turned.setting.items() if strength}
         # Of such a body no router reads the text: any setting of the server's might have to act.
         if way is Way.UNSTEERED and (turns or says or any(self._dial.default.values())):
@@ -108,7 +115,7 @@ class Steering:
         return turned
 
 
-def _check_spelling(body: Mapping[str, Any], args: Mapping[str, Any]) -> None:
+def _check_spelling(body: Mapping[str, Any], args: Mapping[str, Any], path: Sequence[str]) -> None:
     """vLLM takes any field and passes over what it does not know; what is meant for us may not be
     passed over.
     """
@@ -116,12 +123,33 @@ def _check_spelling(body: Mapping[str, Any], args: Mapping[str, Any]) -> None:
     for field in body.keys() - set(known):
         if close := get_close_matches(field.casefold(), known, n=1, cutoff=0.8):
             raise _misspelt(field, f"did you mean '{close[0]}'?")
-        inner = body[field]
-        if field in _ELSEWHERE and isinstance(inner, Mapping) and inner.keys() & set(_OURS):
-            raise _misspelt(field, "its fields belong into the body itself")
     for field in args.keys() - {"knobs"}:
-        if get_close_matches(field.casefold(), _OURS, cutoff=0.8):
+        if _is_ours(field):
             raise _misspelt(field, "vLLM's arguments take 'knobs'; a profile goes into the body")
+    for field, inner in _elsewhere(_without(body, path)):
+        places = [inner, *(deeper for _, deeper in _elsewhere(inner))]
+        if any(_is_ours(name) for place in places for name in place):
+            raise Refused(
+                f"no knobs are read in '{field}' here; put knobs and profile into the body itself",
+                code="unknown_parameter",
+                param=field,
+            )
+
+
+def _is_ours(field: str) -> bool:
+    return bool(get_close_matches(field.casefold(), _OURS, cutoff=0.8))
+
+
+def _elsewhere(body: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    return [(field, body[field]) for field in _ELSEWHERE if isinstance(body.get(field), Mapping)]
+
+
+def _without(body: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
+    """The same body, less the object at a path."""
+    kept = dict(body)
+    if path and isinstance(inner := kept.pop(path[0], None), Mapping) and path[1:]:
+        kept[path[0]] = _without(inner, path[1:])
+    return kept
 
 
 def _misspelt(field: str, hint: str) -> Refused:
