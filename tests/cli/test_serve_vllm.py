@@ -78,7 +78,7 @@ def test_others_are_let_in_with_a_key_alone(words, became, monkeypatch):
     assert "do not open vLLM" in refused(*words)
 
 
-def test_what_is_wrong_is_said_before_vllm_starts(words, became, vectors, tiny):
+def test_what_is_wrong_is_said_before_vllm_starts(words, became, vectors, tiny, monkeypatch):
     assert "unknown knob 'tae'" in refused(*words, "--set", "tae=1")
     assert "alignvec compress" in refused(*words[:4], "--vector", f"tea={vectors / 'dense'}")
     assert "nowhere" in refused(*words[:4], "--vector", "tea=nowhere")
@@ -92,6 +92,8 @@ def test_what_is_wrong_is_said_before_vllm_starts(words, became, vectors, tiny):
         line = refused(*words, option)
         assert option.partition("=")[0] in line
         assert instead in line
+    monkeypatch.setenv("ALIGNVEC_WAY", "resolver")
+    assert "ALIGNVEC_WAY" in refused(*words)
     assert not became
 
 

@@ -109,6 +109,10 @@ def become_vllm(
             f"--host {host} lets others in and there is no key: set {ENVIRONMENT} or VLLM_API_KEY; "
             "--insecure serves everybody"
         )
+    if os.environ.get("ALIGNVEC_WAY") == "resolver":
+        raise AlignvecError(
+            "ALIGNVEC_WAY=resolver is not of alignvec serve: unset it, or start vllm serve yourself"
+        )
     if port == 0:
         raise AlignvecError("--port 0 is not of --engine vllm: give the port that it shall have")
     with bound(host, port):  # first: a model takes its time to load

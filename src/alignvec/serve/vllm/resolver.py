@@ -13,7 +13,6 @@ are kept are bounded, in vLLM as on the disk.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import shutil
 import time
@@ -32,6 +31,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.entrypoints.serve.lora.protocol import UnloadLoRAAdapterRequest
 from vllm.exceptions import VLLMValidationError
+from vllm.logger import init_logger
 from vllm.lora.request import LoRARequest
 from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
 from vllm.lora.worker_manager import WorkerLoRAManager
@@ -50,7 +50,7 @@ from alignvec.serve.vllm.told import Told
 from alignvec.system import lock
 from alignvec.vector.delta import LowRank
 
-logger = logging.getLogger(__name__)
+logger = init_logger("vllm.alignvec")  # vLLM shows what is logged below its own name
 
 NAME = "alignvec"  # among vLLM's resolvers
 _SEPARATORS = "@:"
@@ -219,6 +219,11 @@ def _create_engine_config(
     bank = Bank.of(args.model, told.vectors, ranks, told.check_base, gated=False)
     args.enable_lora = True
     args.max_lora_rank = max(args.max_lora_rank, bank.rank)
+    if "alignvec" not in (envs.VLLM_PLUGINS or ()):
+        logger.warning(
+            "VLLM_PLUGINS does not name alignvec: knobs are turned by the name of the model alone, "
+            "and a server passes over the fields knobs and profile of a body"
+        )
     if args.max_loras == 1:
         logger.warning(
             "one setting at a time: requests of different settings wait for one another; "

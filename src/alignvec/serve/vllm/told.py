@@ -65,7 +65,7 @@ class Told:
             pairs = parse_pairs(vectors, "vector", "KNOB=PATH, as in medical=medical-av")
         except AlignvecError as error:
             raise AlignvecError(f"{VECTORS}: {error}") from None
-        return cls(
+        told = cls(
             pairs,
             environment.get("ALIGNVEC_ANY_BASE", "") in ("", "0"),
             environment.get("ALIGNVEC_SET", ""),
@@ -79,6 +79,13 @@ class Told:
                 )
             ),
         )
+        for name in ("ALIGNVEC_SET", "ALIGNVEC_STATE", "ALIGNVEC_ROUTER"):
+            if told.way == "resolver" and environment.get(name):
+                raise AlignvecError(
+                    f"{name} means nothing to ALIGNVEC_WAY=resolver, where the name of the model "
+                    "alone turns knobs; unset it"
+                )
+        return told
 
 
 def _one_of(name: str, value: str, known: Sequence[str]) -> str:
