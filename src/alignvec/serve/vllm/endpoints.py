@@ -99,10 +99,15 @@ class Endpoints:
 
 
 def steer(app: FastAPI, steering: Steering) -> None:
-    """Have the requests of all of an application's routes that take a model's name steered."""
-    routes = app.router.routes
+    """Have the requests of all of an application's routes that take a model's name steered.
+
+    Raises:
+        AlignvecError: there is none; from 0.137 on FastAPI keeps them within those it includes.
+    """
+    routes, steered = app.router.routes, 0
     for number, route in enumerate(routes):
         if isinstance(route, APIRoute) and (way := _way(route)) is not None:
+            steered += 1
             routes[number] = _steered(steering, way, _is_form(route))(
                 route.path,
                 route.endpoint,
@@ -114,6 +119,10 @@ def steer(app: FastAPI, steering: Steering) -> None:
                 response_class=route.response_class,
                 include_in_schema=route.include_in_schema,
             )
+    if not steered:
+        raise AlignvecError(
+            "none of vLLM's routes is found in this FastAPI: pip install 'fastapi<0.137'"
+        )
 
 
 def _way(route: APIRoute) -> Way | None:
