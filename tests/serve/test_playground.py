@@ -276,6 +276,19 @@ def test_it_is_mounted_below_the_api(model, tmp_path):
         assert other.status_code == 403
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"json": {"data": [], "fn_index": 10**9, "session_hash": "abc"}},
+        {"content": b"\xff"},
+        {"content": b"{", "headers": {"Content-Type": "application/json"}},
+    ],
+)
+def test_what_no_page_sends_is_refused_and_no_fault(page, body):
+    said = httpx.post(f"{page}/gradio_api/queue/join", **body)
+    assert (said.status_code, said.json()["error"]["type"]) == (400, "invalid_request_error")
+
+
 def test_a_knob_may_be_called_anything(browser, tiny, nudged, tmp_path):
     """Also by Gradio's word for a file, by another knob's address in JavaScript, and by HTML."""
     html = "<img src=x onerror=\"document.title='hit'\">${document.title='hit'}"

@@ -12,13 +12,15 @@ from typing import Any
 
 import gradio as gr
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from starlette.routing import Match, Mount
 from starlette.types import Receive, Scope, Send
 
 from alignvec.serve.address import address_of, bound, is_local, url_of
 from alignvec.serve.body import BodyLimit
-from alignvec.serve.errors import install
+from alignvec.serve.errors import Refused, answer, install
 from alignvec.serve.gone import Gone, unless
 from alignvec.serve.playground.client import Client
 from alignvec.serve.playground.page import build
@@ -86,6 +88,11 @@ class _OnlyUsed(Mount):
         await send({"type": "http.response.body"})
 
 
+async def _unknown(request: Request, _: Exception) -> JSONResponse:
+    """Gradio looks up what a body names, and what it has not is a fault to it."""
+    return await answer(request, Refused("the page has no function of that number"))
+
+
 def mount(app: FastAPI, url: str, key: str | None = None) -> None:
     """Put the page at `/` of an application, below whatever is there already.
 
@@ -125,6 +132,8 @@ def mount(app: FastAPI, url: str, key: str | None = None) -> None:
         css=Path(__file__).with_name("page.css").read_text("utf-8"),
     )
     whole: Any = app.router.routes.pop()
+    whole.app.add_exception_handler(RequestValidationError, answer)  # its own fails at bytes
+    whole.app.add_exception_handler(KeyError, _unknown)
     app.router.routes.append(_OnlyUsed("/", whole.app))
 
 
