@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 EMBEDDED = "embedded"
 GEMMA = "gemma3-270m"  # pretrained only, under Gemma's terms; its package is an extra
 VECTOR_FILE = "alignment_vector.json"  # what tells a vector's folder from a model's
+_CONVERSION = 2  # raised where what was converted before is not to be taken
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
 
 
@@ -168,7 +169,7 @@ def _converted(
 ) -> Path:
     """What `convert` makes of `source`, made once and kept in the cache."""
     readers = [version(name) for name in ("transformers", "gguf")]
-    key = hash_of([file_state(file) for file in files], readers)[:12]
+    key = hash_of([file_state(file) for file in files], readers, _CONVERSION)[:12]
     folder = cache_folder() / kind / f"{re.sub(r'[^A-Za-z0-9.-]', '_', source.stem)}-{key}"
     if folder.is_dir():
         return folder
