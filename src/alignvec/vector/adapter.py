@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,38 +13,13 @@ from torch.nn.functional import pad
 
 from alignvec.base.checkpoint import CheckpointWeights, refuse_pickled
 from alignvec.base.weights import Weights, all_finite
-from alignvec.base.wrappers import unwrapped
 from alignvec.errors import AlignvecError
 from alignvec.files import write_json
 from alignvec.vector.adapter_config import MERGE, AdapterConfig, check_acts, check_whole
+from alignvec.vector.adapter_tensors import TENSORS, sorted_out
 from alignvec.vector.delta import Delta, Dense, Lazy, LowRank, parts
 from alignvec.vector.experts import expert_deltas
 from alignvec.vector.stream import check_space
-
-TENSORS = "adapter_model.safetensors"
-_PREFIX = "base_model.model."
-# PEFT leaves the adapter's name out when it saves; a state dict saved by hand has it.
-_FACTOR = re.compile(
-    r"(?P<module>.+)\.lora_(?P<part>(embedding_)?[AB]|magnitude_vector)(\.(?P<adapter>[^.]+))??"
-    r"(\.(?P<kind>weight|bias))?"
-)
-_TOKENS = re.compile(r"(?P<module>.+)\.token_adapter\.trainable_tokens_delta(\.[^.]+)?")
-_PEFT_MODULES = re.compile(r"\.(base_layer|token_adapter|modules_to_save\.[^.]+)(?=\.)")
-# Of no weight: what VeLoRA compresses activations with, and a base's own beside a trained copy.
-_ASIDE = re.compile(r"\.(lora_velora_embed|original_module)\b")
-
-
-@dataclass
-class _Trained:
-    """What an adapter holds for one module.
-
-    Attributes:
-        factors: `A`, `B`, `magnitude_vector`, `embedding_A`, `embedding_B`, `B.bias` -> tensor.
-        tokens: [n, width], new rows of an embedding.
-    """
-
-    factors: dict[str, torch.Tensor] = field(default_factory=dict)
-    tokens: torch.Tensor | None = None
 
 
 def read_adapter(folder: Path, base: Weights) -> dict[str, Delta]:
@@ -64,7 +37,7 @@ def read_adapter(folder: Path, base: Weights) -> dict[str, Delta]:
     if not (folder / TENSORS).exists():
         refuse_pickled(folder, "PEFT")
     weights = CheckpointWeights(folder, TENSORS)
-    modules, whole = _sorted_out(folder, weights)
+    modules, whole = sorted_out(folder / TENSORS, weights)
     named = base.names([*whole, *(f"{module}.weight" for module in modules)])
     whole = {named.get(name, name): key for name, key in whole.items()}
     tokens = [module for module, found in modules.items() if found.tokens is not None]
@@ -125,35 +98,6 @@ def read_adapter(folder: Path, base: Weights) -> dict[str, Delta]:
         else:
             add(name, delta)
     return deltas
-
-
-def _sorted_out(
-    folder: Path, weights: CheckpointWeights
-) -> tuple[dict[str, _Trained], dict[str, str]]:
-    """Modules with what was trained of them, and tensors that were trained whole: name -> key."""
-    modules: dict[str, _Trained] = {}
-    whole: dict[str, str] = {}
-    adapters = set()
-    for key in weights:
-        if not key.startswith(_PREFIX):
-            raise AlignvecError(f"{folder / TENSORS}: {key} is no name that PEFT gives")
-        name = unwrapped(key.removeprefix(_PREFIX))
-        if _ASIDE.search(name):
-            continue
-        if factor := _FACTOR.fullmatch(name):
-            adapters.add(factor["adapter"])
-            part = factor["part"] + (".bias" if factor["kind"] == "bias" else "")
-            modules.setdefault(factor["module"], _Trained()).factors[part] = weights[key]
-        elif tokens := _TOKENS.fullmatch(name):
-            modules.setdefault(tokens["module"], _Trained()).tokens = weights[key]
-        elif ".lora_" in name:
-            raise AlignvecError(f"{folder / TENSORS}: {key} is no factor of LoRA; {MERGE}")
-        else:
-            whole[_PEFT_MODULES.sub("", name)] = key
-    if len(adapters) > 1:
-        names = ", ".join(sorted(str(name) for name in adapters))
-        raise AlignvecError(f"{folder / TENSORS} holds several adapters ({names}); save one alone")
-    return modules, whole
 
 
 def _check_fits(base: Weights, name: str, shape: tuple[int, ...]) -> None:
@@ -326,7 +270,7 @@ def write_adapter(
         tensors[f"{module}.lora_A.weight"] = a.to(dtype).contiguous()
         tensors[f"{module}.lora_B.weight"] = b.to(dtype).contiguous()
     check_space(folder, sum(tensor.nbytes for tensor in tensors.values()))
-    save_file(tensors, folder / "adapter_model.safetensors")
+    save_file(tensors, folder / TENSORS)
     write_json(folder / "adapter_config.json", _adapter_config(base, factored, rank, parameters))
 
 
