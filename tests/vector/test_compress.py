@@ -1,6 +1,7 @@
 """Truncated SVD, adapters out, and what `inspect` says."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from alignvec.vector.alignment_vector import AlignmentVector
 from alignvec.vector.compress import compress, factor
 from alignvec.vector.delta import Dense, LowRank
 from alignvec.vector.export import export
+from alignvec.vector.fold import fold
 from alignvec.vector.inspect import compare, inspect
 
 BASE = BaseId("a base", "f00d")
@@ -38,6 +40,7 @@ def test_no_other_matrix_of_that_rank_is_nearer(out, size, rank, seed, transpose
     torch.testing.assert_close(error, sigma[rank:].square().sum(), atol=1e-3, rtol=2e-2)
     kept = 1 - float(error / matrix.square().sum())
     assert found.energy == pytest.approx(kept, abs=1e-3)
+    assert (found * -0.5).energy == found.energy
     twice = factor(factor(Dense(matrix), rank + 3, None, transposed), rank, None)
     assert twice.energy == pytest.approx(kept, abs=2e-3)  # still of the whole
     again = factor(found, 64, None)  # of a low-rank delta, nothing is lost
@@ -79,6 +82,26 @@ def test_peft_loads_the_export_and_computes_the_same(architecture, tiny, nudged,
     model = KnobModel.from_pretrained(tiny(architecture), {"k": vector}, dtype="float32")
     with torch.no_grad():
         wanted = model.set(k=1).model(ids).logits
+        torch.testing.assert_close(peft(ids).logits, wanted, atol=2e-3, rtol=1e-3)
+
+
+def test_a_sum_knows_which_layers_are_stored_the_other_way(tiny, nudged, tmp_path):
+    from peft import PeftModel
+
+    base = tiny("gpt2")
+    vector = AlignmentVector.extract(base, nudged("gpt2"))
+    first, second = (
+        replace(vector, deltas={name: vector.deltas[name]}, transposed=frozenset({name}))
+        for name in ("transformer.h.0.attn.c_proj.weight", "transformer.h.1.mlp.c_fc.weight")
+    )
+    both = compress(first + second, rank=4)
+    peft = PeftModel.from_pretrained(
+        load_checkpoint(base, torch.float32), export(both, "peft", tmp_path / "lora")
+    )
+    fold(base, [(both, 1.0)], tmp_path / "folded")
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        wanted = load_checkpoint(tmp_path / "folded", torch.float32)(ids).logits
         torch.testing.assert_close(peft(ids).logits, wanted, atol=2e-3, rtol=1e-3)
 
 

@@ -172,9 +172,14 @@ class AlignmentVector(ModelDelta):
     def _derived(
         self, deltas: Mapping[str, Delta], formula: str, *others: AlignmentVector
     ) -> AlignmentVector:
-        training = {"formula": formula} | seen_by_all(v.training for v in (self, *others))
+        vectors = (self, *others)
         return dataclasses.replace(
-            self, deltas=deltas, name=formula, training=training, calibration=None
+            self,
+            deltas=deltas,
+            name=formula,
+            training={"formula": formula} | seen_by_all(v.training for v in vectors),
+            calibration=None,
+            transposed=frozenset().union(*(v.transposed for v in vectors)) & deltas.keys(),
         )
 
     def _same_base(self, other: AlignmentVector) -> None:

@@ -220,7 +220,7 @@ class LowRank(Delta):
         )
 
     def __mul__(self, scale: float) -> LowRank:
-        return LowRank(self.a, self.b * scale, self.transposed)
+        return LowRank(self.a, self.b * scale, self.transposed, self.energy)
 
     def __add__(self, other: Delta) -> Delta:
         """Of two of a kind exact: the factors side by side, of the two ranks together."""
