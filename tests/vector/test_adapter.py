@@ -67,6 +67,17 @@ EXACT = {
         "alpha_pattern": {"^model.layers.0.mlp.down_proj": 9, "q_proj": 5},
         "use_rslora": True,
     },
+    "a parameter by patterns of its name": {
+        "target_modules": ["k_proj"],
+        "target_parameters": ["q_proj.weight"],
+        "rank_pattern": {"q_proj.weight": 2},
+        "alpha_pattern": {r".*q_proj\.weight": 20},
+    },
+    "a parameter that patterns of its layer are not of": {
+        "target_modules": ["k_proj"],
+        "target_parameters": ["q_proj.weight"],
+        "alpha_pattern": {"q_proj": 20},
+    },
     "starts that leave the base as it is: gaussian": {"init_lora_weights": "gaussian"},
     "starts that leave the base as it is: orthogonal": {"init_lora_weights": "orthogonal"},
     "starts that leave the base as it is: mica": {"init_lora_weights": "mica"},

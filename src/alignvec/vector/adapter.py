@@ -81,7 +81,7 @@ def read_adapter(folder: Path, base: Weights) -> dict[str, Delta]:
         flag = bool(config.fields.fan_in_fan_out)
         transposed = flag if base.transposed is None else name in base.transposed
         transposed = transposed and not config.is_parameter(name)
-        delta = _low_rank(folder, module, factors, config, transposed)
+        delta = _low_rank(folder, module, name, factors, config, transposed)
         if "embedding_A" in factors:
             _check_fits(base, name, tuple(delta.shape))
             if name in base.tied.values():
@@ -151,11 +151,12 @@ def _check_alone(base: Weights, name: str, config: AdapterConfig) -> None:
 def _low_rank(
     folder: Path,
     module: str,
+    name: str,
     found: Mapping[str, torch.Tensor],
     config: AdapterConfig,
     transposed: bool,
 ) -> LowRank:
-    """scaling * B A. An embedding's weight is its transpose."""
+    """scaling * B A of a module, for the weight `name`. An embedding's weight is its transpose."""
     embedding = not {"embedding_A", "embedding_B"}.isdisjoint(found)
     names = ("embedding_A", "embedding_B") if embedding else ("A", "B")
     if not set(names) <= found.keys():
@@ -174,7 +175,8 @@ def _low_rank(
         raise AlignvecError(f"{folder}: {module} is a convolution, whose factors are not read")
     delta = LowRank(a, b, transposed)
     delta.check(f"{folder}: {module}")
-    scale = config.scaling(module, delta.rank)
+    # Of a parameter PEFT asks by its own name.
+    scale = config.scaling(name if config.is_parameter(name) else module, delta.rank)
     if math.frexp(scale)[0] != 0.5:  # no power of two: a smaller dtype would round B
         delta = LowRank(a.float(), b.float(), transposed)
     delta *= scale

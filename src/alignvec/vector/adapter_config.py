@@ -130,7 +130,7 @@ class AdapterConfig:
         return AlignvecError(f"{self.file}: field '{field}': {what}")
 
     def scaling(self, module: str, rank: int) -> float:
-        """PEFT's factor on B A of `module`: alpha / r, or alpha / sqrt(r) for rsLoRA.
+        """PEFT's factor on B A of a module or parameter: alpha / r, or alpha / sqrt(r) for rsLoRA.
 
         Raises:
             AlignvecError: the factors are not of the rank that the config gives them.
