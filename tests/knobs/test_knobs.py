@@ -11,6 +11,7 @@ from alignvec.base.load import load_base
 from alignvec.data import Record
 from alignvec.errors import AlignvecError
 from alignvec.evaluate.rates import preference_rates, response_rows
+from alignvec.knobs.calibration import Calibration
 from alignvec.knobs.model import KnobModel
 from alignvec.knobs.setting import check_setting, parse_setting, parse_sweep
 from alignvec.vector.alignment_vector import AlignmentVector
@@ -187,3 +188,18 @@ def test_a_tokenizer_of_another_model_is_said(tiny):
                          ["a", "b"])  # fmt: skip
     with pytest.raises(AlignvecError, match="vocabulary ends at 39"):
         preference_rates(base.model, rows, ["a", "b"])
+
+
+@given(ends=st.tuples(st.integers(0, 120), st.integers(0, 120)).map(sorted))
+def test_both_ends_of_a_knob_are_reachable(ends):
+    """Rates are counts over counts, and a position between two of them rounds."""
+    low, high = (count / 120 for count in ends)
+    measured = Calibration(
+        levels={"low": -1.0, "high": 1.0},
+        safe=(-1.0, 1.0),
+        strengths=[-1.0, 1.0],
+        top=[0.0, 1.0],
+        position=[low, high],
+    )
+    found = [measured.strength("k", place) for place in ("0/10", "10/10")]
+    assert found == pytest.approx([-1.0, 1.0] if low < high else [0.0, 0.0])

@@ -105,7 +105,8 @@ class Calibration(BaseModel):
                 if not self.position:
                     return self._between_levels(place)
                 low, high = self.position[0], self.position[-1]
-                return self._where(knob, self.position, low + place * (high - low), wanted)
+                value = min(high, low + place * (high - low))  # which rounds
+                return self._where(knob, self.position, value, wanted)
         raise AlignvecError(
             f"knob '{knob}': '{wanted}' is no strength; a number, a level "
             f"({', '.join(self.levels)}), a share as 80%, or a position as 7/10"
