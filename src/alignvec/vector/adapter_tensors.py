@@ -24,6 +24,7 @@ _TOKENS = re.compile(r"(?P<module>.+)\.token_adapter\.trainable_tokens_delta(\.[
 _PEFT_MODULES = re.compile(r"\.(base_layer|token_adapter|modules_to_save\.[^.]+)(?=\.)")
 # Of no weight: what VeLoRA compresses activations with, and a base's own beside a trained copy.
 _ASIDE = re.compile(r"\.(lora_velora_embed|original_module)\b")
+_COPY = ".modules_to_save"
 
 
 @dataclass
@@ -44,11 +45,13 @@ def sorted_out(file: Path, weights: CheckpointWeights) -> tuple[dict[str, Traine
     modules: dict[str, Trained] = {}
     whole: dict[str, str] = {}
     adapters = set()
-    for key in weights:
+    names = {unwrapped(key.removeprefix(_PREFIX)): key for key in weights}
+    for name, key in names.items():
         if not key.startswith(_PREFIX):
             raise AlignvecError(f"{file}: {key} is no name that PEFT gives")
-        name = unwrapped(key.removeprefix(_PREFIX))
-        if _ASIDE.search(name):
+        # Some trained copies PEFT saves a second time, by where it keeps them.
+        again = _COPY in name and name.replace(_COPY, "") in names
+        if again or _ASIDE.search(name):
             continue
         if factor := _FACTOR.fullmatch(name):
             adapters.add(factor["adapter"])
@@ -61,6 +64,6 @@ def sorted_out(file: Path, weights: CheckpointWeights) -> tuple[dict[str, Traine
         else:
             whole[_PEFT_MODULES.sub("", name)] = key
     if len(adapters) > 1:
-        names = ", ".join(sorted(str(name) for name in adapters))
-        raise AlignvecError(f"{file} holds several adapters ({names}); save one alone")
+        known = ", ".join(sorted(str(name) for name in adapters))
+        raise AlignvecError(f"{file} holds several adapters ({known}); save one alone")
     return modules, whole
