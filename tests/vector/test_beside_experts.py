@@ -113,6 +113,14 @@ def test_square_experts_are_told_apart_or_refused(tiny, tmp_path):
         AlignmentVector.extract(base, trained(base, tmp_path / "both", **both))
 
 
+def test_experts_that_were_trained_whole_are_refused_for_what_they_are(tiny, tmp_path):
+    folder = trained(
+        tiny("olmoe"), tmp_path / "a", target_modules=["q_proj"], modules_to_save=["experts"]
+    )
+    with pytest.raises(AlignvecError, match=r"'modules_to_save': .*experts in one tensor.*merge"):
+        AlignmentVector.extract(tiny("olmoe"), folder)
+
+
 def test_a_model_that_would_divide_its_weights_is_turned_back(tiny, tmp_path):
     """RWKV does so at its first pass, by default from the seventh layer on."""
     base = tiny("rwkv", num_hidden_layers=8, attention_hidden_size=32, context_length=64)

@@ -40,7 +40,11 @@ def read_adapter(folder: Path, base: Weights) -> dict[str, Delta]:
     modules, whole = sorted_out(folder / TENSORS, weights)
     named = base.names([*whole, *(f"{module}.weight" for module in modules)])
     whole = {named.get(name, name): key for name, key in whole.items()}
-    tokens = [module for module, found in modules.items() if found.tokens is not None]
+    tokens = {
+        named.get(f"{module}.weight", f"{module}.weight").removesuffix(".weight"): found.tokens
+        for module, found in modules.items()
+        if found.tokens is not None
+    }
     check_whole(config, base, whole, tokens)
     deltas: dict[str, Delta] = {}
 
@@ -51,13 +55,16 @@ def read_adapter(folder: Path, base: Weights) -> dict[str, Delta]:
     for name, key in whole.items():
         if not _is_tied_copy(base, weights, name, key, whole):
             _check_fits(base, name, weights.shape(key))
-            if not _equal(base, name, weights, key):
-                _check_alone(base, name, config)
+            source = whole.get(base.tied.get(name, ""))
+            if source is not None:  # a head moves with its embedding, and then on its own
+                deltas[name] = Lazy.between(weights, source, weights, key)
+            elif not _equal(base, name, weights, key):
+                _check_alone(base, name, config, whole)
                 deltas[name] = Lazy.between(base, name, weights, key)
     for module, found in modules.items():
         name, factors = f"{module}.weight", found.factors
         name = named.get(name, name)
-        if found.tokens is not None:
+        if found.tokens is not None and not _are_tied_rows(base, tokens, name, module, config):
             if name in base.tied:
                 raise config.error(
                     "trainable_token_indices",
@@ -126,6 +133,22 @@ def _is_tied_copy(
     return base.shape(name) == weights.shape(key) and _equal(base, name, weights, key)
 
 
+def _are_tied_rows(
+    base: Weights,
+    tokens: Mapping[str, torch.Tensor],
+    name: str,
+    module: str,
+    config: AdapterConfig,
+) -> bool:
+    """Whether rows of a tied tensor are those of the one it is tied to, saved again."""
+    source = base.tied.get(name, "").removesuffix(".weight")
+    return (
+        source in tokens
+        and config.tokens(module) in ([], config.tokens(source))
+        and torch.equal(tokens[source], tokens[name.removesuffix(".weight")])
+    )
+
+
 def _equal(base: Weights, name: str, weights: Weights, key: str) -> bool:
     """Whether the adapter holds a mere copy of the base's tensor, in whichever dtype."""
     dtype = weights.dtype(key)
@@ -137,11 +160,11 @@ def _equal(base: Weights, name: str, weights: Weights, key: str) -> bool:
     )
 
 
-def _check_alone(base: Weights, name: str, config: AdapterConfig) -> None:
+def _check_alone(base: Weights, name: str, config: AdapterConfig, whole: Collection[str]) -> None:
     """PEFT trains a copy of a module to save: of a tied pair the other one stays."""
     module = name.rpartition(".")[0]
-    tied = name in base.tied.values() and not config.fields.ensure_weight_tying
-    if tied and config.saves(module):
+    alone = any(source == name and head not in whole for head, source in base.tied.items())
+    if alone and not config.fields.ensure_weight_tying and config.saves(module):
         raise config.error(
             "modules_to_save",
             f"{name} was trained alone, and in the base it is tied to the output head; {MERGE}",

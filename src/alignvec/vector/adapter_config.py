@@ -187,15 +187,15 @@ class AdapterConfig:
         """The rows of an embedding that were trained, in the order of their values."""
         said = self.fields.trainable_token_indices
         if isinstance(said, dict):
-            return next(
-                (rows for name, rows in said.items() if f".{module}".endswith(f".{name}")), []
-            )
+            return next((rows for name, rows in said.items() if module.endswith(name)), [])
         return said or []
 
     def saves(self, module: str) -> bool:
-        """Whether PEFT trained a copy of that module and left the base's own as it was."""
-        names = self.fields.modules_to_save or []
-        return any(f".{module}".endswith(f".{name}") for name in names)
+        """Whether PEFT trained a copy of that module and left the base's own as it was.
+
+        It goes by the end of the name, be that a part of a word.
+        """
+        return any(module.endswith(name) for name in self.fields.modules_to_save or [])
 
     def _first(self, patterns: _Patterns, module: str, default: float) -> float:
         """The value of the first pattern that fits. It may be one that backtracks for ever."""
@@ -256,8 +256,15 @@ def check_whole(
         tokens: the embeddings of which rows were trained.
 
     Raises:
-        AlignvecError: it is missing.
+        AlignvecError: it is missing, or experts are in one tensor.
     """
+    unknown = [name for name in whole if name not in base and name not in base.tied]
+    packs = base.architecture.packs() if unknown and base.architecture is not None else {}
+    if packed := [name for name in unknown if name in packs]:
+        raise config.error(
+            "modules_to_save",
+            f"{packed[0]} holds experts in one tensor, which is not read; {MERGE}",
+        )
     there = {*whole, *(base.tied[name] for name in whole if name in base.tied)}
     for name in base if config.fields.modules_to_save else ():
         parts = name.split(".")[:-1]
@@ -266,8 +273,11 @@ def check_whole(
             raise config.error("modules_to_save", f"the trained copy of {name} is missing")
     said = config.fields.trainable_token_indices or {}
     by_name = said if isinstance(said, dict) else {"": said}
+    # PEFT has the rows of a tied table once where they are the same ones of both.
+    tied = {a.removesuffix(".weight"): b.removesuffix(".weight") for a, b in base.tied.items()}
+    alike = [a for a, b in tied.items() if b in tokens and config.tokens(a) == config.tokens(b)]
     for name in (name for name, rows in by_name.items() if rows):
-        if not any(f".{module}".endswith(name and f".{name}") for module in tokens):
+        if not any(module.endswith(name) for module in (*tokens, *alike)):
             raise config.error(
                 "trainable_token_indices",
                 f"the rows of {name or 'the embedding'} that were trained are missing",
