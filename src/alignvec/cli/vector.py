@@ -72,7 +72,7 @@ def extract(
     check_apart(out, base, aligned)
     check_free(out, overwrite)
     knobs = bank_knobs(aligned)
-    folders = {knob: (f"{aligned}/{knob}", out / knob) for knob in knobs} or {
+    folders = {knob: (str(one), out / knob) for knob, one in knobs.items()} or {
         "knob": (aligned, out)
     }
     for source, folder in folders.values():

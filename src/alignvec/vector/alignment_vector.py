@@ -47,8 +47,8 @@ class AlignmentVector(ModelDelta):
 
         Args:
             base: folder, hub id, "embedded", GGUF file or loaded model.
-            aligned: the same, or the folder of a LoRA adapter trained on the base; an adapter gives
-                a `low_rank` vector, anything else a `full` one.
+            aligned: the same, or a LoRA adapter trained on the base, a folder or hub id; an adapter
+                gives a `low_rank` vector, anything else a `full` one.
             allow_missing: patterns (as of a shell) of tensors that may be on one side only, or of
                 another shape there; they are left out.
 

@@ -14,7 +14,7 @@ from alignvec.base.checkpoint import RECORD
 from alignvec.base.identity import BaseId, base_id
 from alignvec.base.live import open_weights
 from alignvec.base.model_weights import ModelWeights
-from alignvec.base.source import base_name, is_adapter
+from alignvec.base.source import base_name, find_folder, is_adapter
 from alignvec.base.weights import Weights
 from alignvec.errors import AlignvecError
 from alignvec.files import read_object
@@ -36,10 +36,11 @@ def extract(
 ) -> ModelDelta:
     """See `AlignmentVector.extract`."""
     training: dict[str, Any] = {}
+    source = aligned
     if isinstance(aligned, str | Path):
-        folder = Path(aligned).expanduser()
         name = name or base_name(str(aligned))
-        record = folder / RECORD
+        source = find_folder(str(aligned))
+        record = source / RECORD
         training = read_object(record) if record.exists() else {}
     base_weights = open_weights(base)
     known = base_id(base, base_weights)
@@ -53,10 +54,10 @@ def extract(
             f"{aligned} was trained on another base ({training.get('base')}), not on {known.id}; "
             "extract it on its own, the vector goes on others with --any-base"
         )
-    if isinstance(aligned, str | Path) and is_adapter(folder):
-        deltas = read_adapter(folder, base_weights)
+    if isinstance(source, Path) and is_adapter(source):
+        deltas = read_adapter(source, base_weights)
     else:
-        aligned_weights = open_weights(aligned)
+        aligned_weights = open_weights(source)
         deltas = _subtract(base_weights, aligned_weights, allow_missing)
         _tell_unread(base_weights, aligned_weights)
     calibration = training.pop("calibration", None)  # a line has its levels from training
@@ -70,16 +71,16 @@ def extract(
     )
     if not deltas:
         logger.warning("the two models are equal: a vector that changes nothing")
-    live = any(not isinstance(source, str | Path) for source in (base, aligned))
+    live = any(not isinstance(model, str | Path) for model in (base, aligned))
     return found.in_memory() if live else found  # a live model may change later
 
 
-def bank_knobs(aligned: str | Path) -> list[str]:
-    """The knobs of a bank, which has an adapter of each in a folder; none of anything else."""
-    folder = Path(aligned).expanduser()
+def bank_knobs(aligned: str) -> dict[str, Path]:
+    """The knobs of a bank with the folder of each one's adapter; none of anything else."""
+    folder = find_folder(aligned)
     if any((folder / file).exists() for file in ("adapter_config.json", "config.json")):
-        return []
-    return sorted(file.parent.name for file in folder.glob("*/adapter_config.json"))
+        return {}
+    return {file.parent.name: file.parent for file in sorted(folder.glob("*/adapter_config.json"))}
 
 
 def _subtract(base: Weights, aligned: Weights, allow_missing: Sequence[str]) -> dict[str, Delta]:
