@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from alignvec.base.checkpoint import CheckpointWeights
 from alignvec.base.load import load_checkpoint, load_tokenizer
@@ -268,3 +269,15 @@ def test_how_a_base_was_trained_is_no_record_of_what_is_folded_from_it(tiny, nud
     fold(base, [(AlignmentVector.extract(tiny(), nudged()), 0.5)], tmp_path / "out")
     assert (tmp_path / "out" / "config.json").exists()
     assert AlignmentVector.extract(base, tmp_path / "out").training == {}
+
+
+def test_every_chat_template_comes_along(tiny, tmp_path):
+    base = shutil.copytree(tiny(), tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = {"default": "{{ messages }}", "rag": "{{ documents }}"}
+    tokenizer.save_pretrained(base)
+    for overwrite in (False, True):
+        fold(base, [], tmp_path / "out", overwrite=overwrite)
+    copied = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert copied.chat_template == AutoTokenizer.from_pretrained(base).chat_template
+    assert set(copied.chat_template) == {"default", "rag"}

@@ -28,7 +28,9 @@ DTYPES = {
     "BOOL": torch.bool,
 }  # fmt: skip
 # What makes a folder of weights a model; code (.py) is never taken along.
-_CONFIG_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "LICENSE*")
+_CONFIG_FILES = (
+    "*.json", "*.jinja", "additional_chat_templates/*.jinja", "*.model", "*.txt", "LICENSE*",
+)  # fmt: skip
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 # What a trainer leaves beside the weights.
 _NO_WEIGHTS = ("training_args", "optimizer", "scheduler", "rng_state", "scaler")
@@ -140,14 +142,16 @@ def refuse_pickled(folder: Path, library: str) -> None:
 
 
 def copy_config(folder: Path, out: Path) -> None:
-    """Config, tokenizer, generation config and chat template; what is in `out` stays as it is."""
+    """Config, tokenizer, generation config and chat templates; what is in `out` stays as it is."""
     for pattern in _CONFIG_FILES:
         for file in folder.glob(pattern):
             # An index is of other files; beside an adapter's config transformers wants an adapter.
             other = file.name.endswith(".index.json")
             other |= file.name in ("adapter_config.json", RECORD)
-            if file.is_file() and not other and not (out / file.name).exists():
-                shutil.copyfile(file, out / file.name)
+            copy = out / file.relative_to(folder)
+            if file.is_file() and not other and not copy.exists():
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, copy)
 
 
 def told_quantisation(config: dict[str, Any]) -> Any:
