@@ -225,6 +225,15 @@ def test_a_gguf_export_takes_no_namesake(tiny, tmp_path, monkeypatch):
     export(vector, "gguf", tmp_path / "a.gguf", str(base))
 
 
+def test_a_gguf_export_has_no_head_that_the_base_ties(tiny, tmp_path):
+    base = tiny("llama", tie_word_embeddings=True)
+    train(base, tmp_path / "adapter", ["q_proj", "lm_head"])
+    vector = AlignmentVector.extract(base, tmp_path / "adapter")
+    with pytest.raises(AlignvecError, match=r"changes lm_head\.weight, which this base ties"):
+        export(vector, "gguf", tmp_path / "a.gguf", str(base))
+    assert not (tmp_path / "a.gguf").exists()
+
+
 TABLES = ["model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight"]
 
 

@@ -82,6 +82,11 @@ def write_gguf(
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(rank))
         writer.add_string("alignvec.base", json.dumps(vars(vector.base)))
         for name, delta in factored.items():
+            if name in weights.tied:
+                raise AlignvecError(
+                    f"the vector changes {name}, which this base ties to its embedding, so that "
+                    "llama.cpp has no tensor for it; fold the vector"
+                )
             target = names.get_name(known.get(name, name), try_suffixes=(".weight",))
             if target is None:
                 raise AlignvecError(f"llama.cpp has no name for {name} in {kind}")
