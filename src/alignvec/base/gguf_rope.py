@@ -46,7 +46,7 @@ def restore_scaling(file: Path, model: Any, told: Mapping[str, Any], factors: An
     prefix = f"{told['general.architecture']}.rope.scaling"
     kind, by = told.get(f"{prefix}.type", "none"), told.get(f"{prefix}.factor", 1.0)
     if kind == "linear" and factors is None:
-        positions |= {"rope_type": "linear", "factor": float(by)}
+        positions |= {"rope_type": "linear", "factor": float(by) or 1.0}
     elif kind not in ("none", positions.get("rope_type")):
         raise _unknown(file, f"by {printable(str(kind))}")
 
