@@ -320,7 +320,7 @@ def scene(tmp_path_factory):
         "adapter_config.json": {
             "peft_type": "LORA", "r": 2, "lora_alpha": 4, "use_rslora": True,
             "fan_in_fan_out": False, "rank_pattern": {"q_proj": 2, "layers.0.*": 2},
-            "use_dora": True, "modules_to_save": ["norm"], "trainable_token_indices": [1, 4],
+            "use_dora": True, "modules_to_save": ["model.norm"], "trainable_token_indices": [1, 4],
             "alpha_pattern": {".*down_proj": 8.0}, "target_modules": ["q_proj", "down_proj"],
         },
         "training.json": {"data": "x", "prefer": ["a", "b"], "pairs": 3, "curve": [{"loss": 0.5}]},

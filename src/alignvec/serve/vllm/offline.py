@@ -290,12 +290,10 @@ class VllmModel:
     ) -> list[RequestOutput]:
         if not prompts:
             return []
-        most = self.context
-        if (longest := max(map(len, prompts)) + room) > most:
+        if (longest := max(map(len, prompts)) + room) > self.context:
             raise AlignvecError(
-                f"{longest} tokens, up to {room} of them new, are more than the {most} that this "
-                f"engine has room for; --engine-args '{{\"max_model_len\": {longest}}}', if the "
-                "base goes as far"
+                f"{longest} tokens, up to {room} of them new, find no room in {self.context}; "
+                f"--engine-args '{{\"max_model_len\": {longest}}}', if the base goes as far"
             )
         try:
             outputs: list[RequestOutput] = self._llm.generate(
