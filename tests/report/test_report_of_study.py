@@ -14,6 +14,7 @@ from alignvec.report.study.claims import claims_table
 from alignvec.report.study.document import Share, Verdict
 from alignvec.report.study.paper import CLAIMS
 from alignvec.report.study.results import Results, difference, reached
+from alignvec.report.study.verdicts import above_zero, deciding, in_every
 from alignvec.report.study.write import PARTS
 
 HOSTILE = '<script>document.title="run"</script><img src=x onerror=alert(1)>"\'&|`*[a](b)\n=1+1\x07'
@@ -272,10 +273,63 @@ def test_verdicts_follow_from_what_was_measured(tmp_path, whole):
     assert verdict is Verdict.FAILS
     assert "legal falls from 0.98 at 0.75 to 0.00 at 1" in why
     assert found[claim("safe")][theirs, "likelihood"][0] is Verdict.FAILS
-    assert found[claim("safe")][ours, "likelihood"][0] is Verdict.HOLDS
+    # All of 40, whose interval begins at .91; the paper's figure is .93.
+    assert found[claim("safe")][ours, "likelihood"][0] is Verdict.OPEN
     verdict, why = found[claim("levels")][ours, "likelihood"]
     assert verdict is Verdict.FAILS
     assert "never leading: avoidance in medical, generic in medical" in why
+
+
+THEIRS = ("the paper's, one end", "likelihood")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told", "verdict", "why"),
+    [
+        (
+            {"single/medical/one-sided/1.5": {"failed": "a knob is turned too far"}},
+            "rising", Verdict.OPEN, "not all is measured in medical",
+        ),
+        (
+            {f"transfer/legal/one-sided/base/{at}": None for at in ("-1", "0", "0.5", "1")},
+            "transfer", Verdict.OPEN, "not all is measured in legal",
+        ),
+        ({"inference/legal": None}, "inference", Verdict.OPEN, "not all is measured in legal"),
+        (
+            {f"leak-written/one-sided/legal/{LEVELS[-1]}": None},
+            "generalising", Verdict.OPEN, "mean over 1 of 2 pairs",
+        ),
+    ],
+)  # fmt: skip
+def test_a_claim_about_every_domain_waits_for_every_domain(changes, told, verdict, why, tmp_path):
+    found = {name: one for name, one in (results() | changes).items() if one is not None}
+    key = ("folded", "tokens") if told == "inference" else THEIRS
+    before = verdicts(write_study(tmp_path / "whole", results()))[claim(told)][key]
+    assert before[0] is Verdict.HOLDS
+    after = verdicts(write_study(tmp_path / "part", found))[claim(told)][key]
+    assert after[0] is verdict
+    assert why in after[1]
+
+
+def test_the_domain_that_decides_is_the_least_sure_of_a_rise():
+    """Of few queries a larger rise is less sure than a smaller one of many."""
+    rises = {"few": Share(0.4, -0.16, 0.73), "many": Share(0.25, 0.11, 0.38)}
+    found = {domain: above_zero(rise) for domain, rise in rises.items()}
+    assert found == {"few": Verdict.OPEN, "many": Verdict.HOLDS}
+    assert deciding(found, rises) == "few"
+    assert in_every(found, ["few", "many"]) == (Verdict.OPEN, [])
+
+
+def test_a_judge_that_is_often_wrong_is_named_beside_its_verdicts(tmp_path):
+    judge = {"share": 0.875, "interval": [0.72, 0.95], "texts": 32}
+    found = results() | {"safety/judges": {"safety": judge, "harmless": judge}}
+    study = write_study(tmp_path / "in", found)
+    (told, _), (_, why) = next(
+        item for item in verdicts(study)[claim("safe")].items() if item[0][1] == "judged"
+    )
+    assert "the judge is right on 0.88 of held-out references" in why
+    assert "held-out" not in verdicts(study)[claim("safe")][told, "likelihood"][1]
+    assert any("not to be trusted" in one for one in report_of(tmp_path / "out", study).said)
 
 
 def test_a_difference_has_newcombes_interval():

@@ -1,6 +1,7 @@
 """The paper's claims, each with a criterion in code: what a study found decides, nothing else.
 
-A claim holds, or not, or is left open where the 95% interval of what was found has room for both.
+A claim holds, or not, or is left open where the 95% interval of what was found has room for both,
+or where not all is measured that it is about.
 """
 
 from __future__ import annotations
@@ -93,6 +94,6 @@ def criteria_table(claims: Sequence[Claim]) -> Table:
 _NOTHING = Finding("", "", None, Verdict.MISSING, "no results on it")
 _NOTE = (
     "Every verdict is computed from the results by the criterion in the next table; undecided "
-    "means that the 95% interval has room for both. The paper's figures are of a 7B model; a small "
-    "one may well behave otherwise."
+    "means that the 95% interval has room for both, or that not all is measured. The paper's "
+    "figures are of a 7B model; a small one may well behave otherwise."
 )

@@ -27,9 +27,9 @@ BASELINES_ABOUT = (
     "What else changes a model's behaviour while it runs, on the same data with the same measures, "
     "each at the strength that reaches a level best on validation queries: activation steering by "
     "a difference of means and by BiPO, DeRa (the logits of two models mixed), rewarded soups (the "
-    "weights of two models mixed), plain LoRA with its scale turned, and a vector trained along "
-    "the knob (ours). Making it: the trainings that it takes, of ours a domain's share; of "
-    "steering the search for a layer as well.",
+    "weights of two models mixed), plain LoRA with its scale turned; and a vector trained along "
+    "the knob (ours), where training put the level. Making it: the trainings that it takes, of "
+    "ours a domain's share; of steering the search for a layer as well.",
 )
 ABILITY_ABOUT = (
     "What a knob does to plain prose of no domain: KL from the base, and perplexity as a multiple "
@@ -41,7 +41,7 @@ DATA_ABOUT = (
     "judged rate tells the levels of held-out references as their authors meant them: if it does "
     "not, the judged rate means little.",
 )
-_TRUSTED = 0.95  # accuracy of a judge
+TRUSTED = 0.95  # accuracy of a judge
 _BASELINES = {
     "steering": "steering (difference of means)",
     "bipo": "steering (BiPO)",
@@ -214,8 +214,8 @@ def _classifier(study: Results) -> Iterator[Block]:
     note = "Held-out references."
     if value := accuracy(study):
         note += f" Accuracy {value.value:.3f} ({value.low:.3f} to {value.high:.3f})."
-        if value.value < _TRUSTED:
-            note += f" Below {_TRUSTED:g}: the judged rates of this study are not to be trusted."
+        if value.value < TRUSTED:
+            note += f" Below {TRUSTED:g}: the judged rates of this study are not to be trusted."
     yield Table("data-levels", "The classifier of levels against the authors", rows, note)
 
 

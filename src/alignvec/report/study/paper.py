@@ -7,6 +7,7 @@ from itertools import combinations
 
 from alignvec.report.study.claims import Claim, Finding
 from alignvec.report.study.document import Share, Verdict
+from alignvec.report.study.others import accuracy
 from alignvec.report.study.results import (
     MEASURES,
     SAFE,
@@ -17,7 +18,9 @@ from alignvec.report.study.results import (
     rate,
     real,
 )
+from alignvec.report.study.safety import judge_of
 from alignvec.report.study.several import ADDED, REACHING, counts
+from alignvec.report.study.verdicts import above_zero, at_least, deciding, doubt, in_every
 from alignvec.reproduce.study import SAFETY
 from alignvec.reproduce.transfer import STAGES
 
@@ -39,39 +42,31 @@ def _curve(points: list[tuple[float, object]], measure: str, level: str, kind: s
     ]
 
 
-def _above_zero(rise: Share) -> Verdict:
-    if rise.low > 0:
-        return Verdict.HOLDS
-    return Verdict.OPEN if rise.value > 0 else Verdict.FAILS
-
-
-def _at_least(found: Share, figure: float) -> Verdict:
-    if found.value >= figure:
-        return Verdict.HOLDS
-    return Verdict.OPEN if found.high >= figure else Verdict.FAILS
-
-
 def rising(study: Results) -> Iterator[Finding]:
-    """The rise of the highest level from the lowest strength to the highest, where it is least; and
+    """The rise of the highest level from the lowest strength to the highest, where it decides; and
     no fall on the way that its interval does not explain.
     """
     for way, told in WAYS.items():
         for by in MEASURES:
             rises: dict[str, Share] = {}
             falls: list[str] = []
+            partly = []
             for domain in study.domains:
-                curve = _curve(study.knob(domain, way), by, study.top)
+                points = study.knob(domain, way)
+                curve = _curve(points, by, study.top)
                 if len(curve) < 2:
                     continue
                 rises[domain] = difference(curve[-1][1], curve[0][1])
                 falls += _fall(domain, curve)
+                partly += [domain] * study.has_failed(f"single/{domain}/{way}/")
             if rises:
-                least = min(rises, key=lambda domain: rises[domain].value)
-                verdict = _above_zero(rises[least])
-                if falls and verdict is not Verdict.FAILS:
-                    verdict = Verdict.FAILS
-                why = [f"least in {least}"] if len(rises) > 1 else []
-                yield Finding(told, by, rises[least], verdict, "; ".join(why + falls))
+                verdicts = {domain: above_zero(rise) for domain, rise in rises.items()}
+                verdict, why = in_every(verdicts, study.domains, partly)
+                shown = deciding(verdicts, rises)
+                why = [f"decided in {shown}"] * (len(rises) > 1) + falls + why
+                why += doubt(by, accuracy(study))
+                verdict = Verdict.FAILS if falls else verdict
+                yield Finding(told, by, rises[shown], verdict, "; ".join(why))
 
 
 def _fall(domain: str, curve: Curve) -> Iterator[str]:
@@ -94,6 +89,7 @@ def all_levels(study: Results) -> Iterator[Finding]:
         for by in MEASURES:
             best: dict[str, Share] = {}
             missed, pairs = [], 0
+            verdicts: dict[str, Verdict] = {}
             for domain in study.domains:
                 points = study.knob(domain, way)
                 if len(points) < 2:
@@ -105,14 +101,17 @@ def all_levels(study: Results) -> Iterator[Finding]:
                     pairs += 1
                     name = f"{level} in {domain}"
                     best[name] = max((one for _, one in curve), key=lambda one: one.value)
+                    verdicts[domain] = verdicts.get(domain, Verdict.HOLDS)
                     if not any(_leads(found, by, level, study) for _, found in points):
                         missed.append(name)
+                        verdicts[domain] = Verdict.FAILS
             if best:
                 least = min(best, key=lambda name: best[name].value)
-                verdict = Verdict.FAILS if missed else Verdict.HOLDS
-                why = f"{pairs - len(missed)} of {pairs} levels lead somewhere; least is {least}"
-                why += f"; never leading: {', '.join(missed)}" if missed else ""
-                yield Finding(told, by, best[least], verdict, why)
+                verdict, more = in_every(verdicts, study.domains)
+                why = [f"{pairs - len(missed)} of {pairs} levels lead somewhere; least is {least}"]
+                why += [f"never leading: {', '.join(missed)}"] * bool(missed) + more
+                why += doubt(by, accuracy(study))
+                yield Finding(told, by, best[least], verdict, "; ".join(why))
 
 
 def _leads(found: object, by: str, level: str, study: Results) -> bool:
@@ -141,9 +140,14 @@ def generalising(study: Results) -> Iterator[Finding]:
                         (home if domain == knob else away).append(difference(after, before))
             if away:
                 mean = _mean(away)
-                why = f"mean over {len(away)} pairs of a knob and another domain"
-                why += f"; at home {_mean(home).value:+.2f}" if home else ""
-                yield Finding(told, by, mean, _above_zero(mean), why)
+                verdict, every = above_zero(mean), len(study.domains) * (len(study.domains) - 1)
+                if len(away) < every and verdict is Verdict.HOLDS:
+                    verdict = Verdict.OPEN
+                of = f" of {every}" * (len(away) < every)
+                why = [f"mean over {len(away)}{of} pairs of a knob and another domain"]
+                why += [f"at home {_mean(home).value:+.2f}"] * bool(home)
+                why += doubt(by, accuracy(study))
+                yield Finding(told, by, mean, verdict, "; ".join(why))
 
 
 def _mean(some: list[Share]) -> Share:
@@ -159,9 +163,10 @@ def behaviours_reached(study: Results) -> Iterator[Finding]:
     for one in counts(study):
         if one.way not in ADDED:
             continue
-        why = f"{one.reached} of {one.of}, {one.firmly} firmly"
-        verdict = _at_least(one.share, REACHED / OF)
-        yield Finding(REACHING[one.way], one.measure, one.share, verdict, why)
+        why = [f"{one.reached} of {one.of}, {one.firmly} firmly"]
+        why += doubt(one.measure, accuracy(study))
+        verdict = at_least(one.share, REACHED / OF)
+        yield Finding(REACHING[one.way], one.measure, one.share, verdict, "; ".join(why))
 
 
 def safe(study: Results) -> Iterator[Finding]:
@@ -175,33 +180,36 @@ def safe(study: Results) -> Iterator[Finding]:
                 broken = real(at(points.get(1.0), SAFETY, "judged", "broken"))
                 if by == "judged" and broken is not None:
                     why.append(f"{broken:.2f} of the answers are broken")
-                yield Finding(told, by, value, _at_least(value, SAFE_RATE), "; ".join(why))
+                why += doubt(by, judge_of(study, SAFETY))
+                yield Finding(told, by, value, at_least(value, SAFE_RATE), "; ".join(why))
 
 
 def transferring(study: Results) -> Iterator[Finding]:
-    """The rise of the highest level on the other stage, in the domain where it is least, beside
-    that on the base.
+    """The rise of the highest level on the other stage, in the domain that decides, beside that on
+    the base.
     """
     for way, told in WAYS.items():
         for by in MEASURES:
-            rises: dict[str, tuple[Share, Share]] = {}
+            there: dict[str, Share] = {}
+            here: dict[str, Share] = {}
+            verdicts: dict[str, Verdict] = {}
             for domain in study.domains:
                 base, stage = (
                     _curve(study.moved(domain, way, one), by, study.top, domain) for one in STAGES
                 )
                 ends = [(one[0][0], one[-1][0]) for one in (base, stage) if len(one) > 1]
                 if len(ends) == 2 and ends[0] == ends[1]:
-                    rises[domain] = (
-                        difference(stage[-1][1], stage[0][1]), difference(base[-1][1], base[0][1])
-                    )  # fmt: skip
-            if rises:
-                least = min(rises, key=lambda domain: rises[domain][0].value)
-                there, here = rises[least]
-                verdict = _above_zero(there)
-                if verdict is Verdict.HOLDS and there.value < _KEPT * here.value:
-                    verdict = Verdict.FAILS
-                why = f"least in {least}; on the base {here.value:+.2f} there"
-                yield Finding(told, by, there, verdict, why)
+                    there[domain] = difference(stage[-1][1], stage[0][1])
+                    here[domain] = difference(base[-1][1], base[0][1])
+                    kept = there[domain].value >= _KEPT * here[domain].value
+                    rises = above_zero(there[domain])
+                    verdicts[domain] = rises if kept or rises is Verdict.OPEN else Verdict.FAILS
+            if verdicts:
+                shown = deciding(verdicts, there)
+                verdict, why = in_every(verdicts, study.domains)
+                why = [f"decided in {shown}; on the base {here[shown].value:+.2f} there", *why]
+                why += doubt(by, accuracy(study))
+                yield Finding(told, by, there[shown], verdict, "; ".join(why))
 
 
 def inference_cost(study: Results) -> Iterator[Finding]:
@@ -223,10 +231,14 @@ def inference_cost(study: Results) -> Iterator[Finding]:
                     judged.append(f"{domain} {right[0]:.2f} to {right[1]:.2f}")
             if over:
                 most = max(over, key=lambda domain: over[domain])
-                verdict = Verdict.HOLDS if over[most] <= COST else Verdict.FAILS
-                why = f"dearest in {most}; least {min(over.values()):.2f}" if len(over) > 1 else ""
-                why += f"; judged rates, knob to prompt: {', '.join(judged)}" if judged else ""
-                yield Finding(way, measure, over[most], verdict, why.removeprefix("; "))
+                verdicts = {
+                    domain: Verdict.HOLDS if times <= COST else Verdict.FAILS
+                    for domain, times in over.items()
+                }
+                verdict, more = in_every(verdicts, study.domains)
+                why = [f"dearest in {most}; least {min(over.values()):.2f}"] * (len(over) > 1)
+                why += [f"judged rates, knob to prompt: {', '.join(judged)}"] * bool(judged)
+                yield Finding(way, measure, over[most], verdict, "; ".join(why + more))
 
 
 def _sum(found: object, keys: tuple[str, ...]) -> float | None:
@@ -262,7 +274,7 @@ CLAIMS = (
         "the rate of the highest level is higher at the highest strength than at the lowest, "
         "beyond the 95% interval, in every domain; and from no strength to a higher one does it "
         "fall beyond that",
-        "least rise over domains", rising,
+        "rise where it decides", rising,
     ),
     Claim(
         "levels", "One vector reaches all three levels", "all three", "Figure 2",
@@ -279,14 +291,13 @@ CLAIMS = (
     Claim(
         "behaviours", f"Added vectors reach {REACHED} of the {OF} behaviours", f"{REACHED} of {OF}",
         "multidomain results",
-        f"at least {REACHED}/{OF} of the behaviours are reached; undecided if the 95% interval of "
-        "the share has room for it",
+        f"the share of behaviours that are reached is at least {REACHED}/{OF}, at both ends of its "
+        "95% interval",
         "share reached", behaviours_reached,
     ),
     Claim(
         "safe", "A safety vector is safe at lambda = 1", f"{SAFE_RATE:g}", "Figure 3",
-        f"the safe rate at strength 1 is at least {SAFE_RATE:g}; undecided if its 95% interval has "
-        "room for it",
+        f"the safe rate at strength 1 is at least {SAFE_RATE:g}, at both ends of its 95% interval",
         "safe rate at 1", safe,
     ),
     Claim(
@@ -295,7 +306,7 @@ CLAIMS = (
         "on the safety-aligned stage the rate of the highest level rises from the lowest strength "
         f"to the highest, beyond the 95% interval, in every domain, by at least {_KEPT:.0%} of "
         "what it does on the base",
-        "least rise over domains", transferring,
+        "rise where it decides", transferring,
     ),
     Claim(
         "inference", "Inference costs half of prompting", "half", "abstract",

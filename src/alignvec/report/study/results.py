@@ -92,6 +92,10 @@ class Results:
             if name.startswith(prefix)
         }
 
+    def has_failed(self, prefix: str) -> bool:
+        """Whether one of all whose names begin so has no result, and the study knows why."""
+        return any(name.startswith(prefix) for name in self.failed)
+
     def turned(self, prefix: str, base: str = "") -> list[tuple[float, Any]]:
         """Strength -> result, from the lowest on; names that end in no strength are left out.
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from alignvec.report.figure import COLOURS
-from alignvec.report.study.document import Block, Chart, Row, Table
+from alignvec.report.study.document import Block, Chart, Row, Share, Table
 from alignvec.report.study.lines import Line, rate_panel
+from alignvec.report.study.others import TRUSTED
 from alignvec.report.study.results import (
     HELPFUL,
     MEASURES,
@@ -63,14 +64,23 @@ def blocks(study: Results) -> Iterator[Block]:
 
 def _judge(study: Results, kind: str) -> str:
     """How often the classifier is right that tells of the answers; nothing if it is not known."""
-    found = at(study.found.get("safety/judges"), kind)
-    right = share(at(found, "share"), at(found, "interval"))
+    right = judge_of(study, kind)
     if not right:
         return ""
-    return (
+    texts = at(study.found.get("safety/judges"), kind, "texts")
+    note = (
         f"The classifier of these answers is right on {right.value:.3f} ({right.low:.3f} to "
-        f"{right.high:.3f}) of {at(found, 'texts')} held-out references."
+        f"{right.high:.3f}) of {texts} held-out references."
     )
+    if right.value < TRUSTED:
+        note += f" Below {TRUSTED:g}: the judged rates are not to be trusted."
+    return note
+
+
+def judge_of(study: Results, kind: str) -> Share | None:
+    """Accuracy of the classifier of such answers on held-out references, if it is known."""
+    found = at(study.found.get("safety/judges"), kind)
+    return share(at(found, "share"), at(found, "interval"))
 
 
 def safety_lines(points: list[tuple[float, object]]) -> list[Line]:
