@@ -178,7 +178,7 @@ def test_one_domain_has_no_combinations(base, tea, tmp_path):
 def test_a_domain_too_small_to_be_split_is_refused(base, tmp_path):
     file = tmp_path / "few.jsonl"
     file.write_text("\n".join(json.dumps({"query": f"q{n}", "a": "x", "b": "y"}) for n in range(2)))
-    with pytest.raises(AlignvecError, match=r"has no records in the \w+ part"):
+    with pytest.raises(AlignvecError, match=r"has \d of at least \d records in the \w+ part"):
         Study(base, tmp_path / "s", TINY, str(file), ["a", "b"])
 
 

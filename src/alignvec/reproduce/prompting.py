@@ -22,7 +22,7 @@ from alignvec.evaluate.measurable import Measurable
 from alignvec.evaluate.rates import response_rows
 
 Told = Callable[[Messages], Conversation]
-_EXAMPLES = 3  # of a domain
+EXAMPLES = 3  # of a domain
 _MARK = "\ue000"  # a character of no script
 
 
@@ -67,7 +67,7 @@ def with_system(text: str) -> Told:
 
 
 def with_examples(
-    records: Sequence[Record], levels: Mapping[str, str], each: int = _EXAMPLES, seed: int = 0
+    records: Sequence[Record], levels: Mapping[str, str], each: int = EXAMPLES, seed: int = 0
 ) -> Told:
     """Records of each domain before the query as earlier turns, answered by their references.
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from alignvec.base.load import Base, load_base, load_tokenizer
-from alignvec.base.seen import prompt_hash
 from alignvec.base.source import base_name, find_base
 from alignvec.data import Record, read_records
 from alignvec.data.line import Places, spaced
 from alignvec.data.sources import BUILTIN
-from alignvec.data.splits import SPLITS
 from alignvec.data.synthesis.chat import Chat
 from alignvec.data.words import words
 from alignvec.errors import AlignvecError, NoNumbersError
@@ -29,12 +25,9 @@ from alignvec.evaluate.text import reading, text_quality
 from alignvec.files import hash_of, read_object, work_folder, write_json
 from alignvec.reproduce.item import Item, Shared, Work
 from alignvec.reproduce.models import Engine, Models
+from alignvec.reproduce.records import Records
 from alignvec.reproduce.scale import Scale
 from alignvec.reproduce.subject import Subject, Turned, measured, unread
-
-logger = logging.getLogger(__name__)
-
-_NAME = re.compile(r"[\w-][\w -]*")
 
 SAFETY = "safety"
 SAFE = ("unsafe", "safe")  # from low to high, as any levels
@@ -71,47 +64,29 @@ class Study:
 
         Args:
             data: records with levels, as everywhere; split by hash.
-            levels: from low to high.
+            levels: from low to high; by default those that the records seem to have.
             reader: another base, to say how likely it finds what is written.
             chat: a model that judges what is written, too, beside the classifier of levels.
             engine: that writes and scores; by default transformers, which does all else.
 
         Raises:
-            AlignvecError: the data cannot be read, a split of a domain has no records, or a name
-                is none for a file, or one of our own domains.
+            AlignvecError: the records are none for a study, see `Records`.
         """
         self.base, self.out, self.scale, self.data = base, out, scale, data
         self.dtype, self.device, self.seed, self._reader = dtype, device, seed, reader
         self.chat = chat
         self.models = Models(base, dtype, device, engine)
-        every = list(read_records(data, levels or ()))
-        self.levels = list(levels or every[0].levels)
+        read = Records.read(data, levels, {SAFETY, HARMLESS})
+        self.levels, self._parts = read.levels, read.parts
         self.places: Places = spaced(self.levels)
-        whole = [one for one in every if set(self.levels) <= set(one.levels)]
-        if len(whole) < len(every):
-            logger.warning(
-                "%d records of %s have not all of the levels %s, and are left out",
-                len(every) - len(whole), data, ", ".join(self.levels),
-            )  # fmt: skip
-        every = whole
-        self.domains = sorted({one.domain for one in every})
-        for name in (*self.levels, *self.domains):
-            if not _NAME.fullmatch(name):
-                raise AlignvecError(
-                    f"'{name}' cannot be the name of a file; a study wants levels and domains of "
-                    "letters, digits, spaces and - _ alone"
-                )
-        for domain in {SAFETY, HARMLESS} & set(self.domains):
-            raise AlignvecError(
-                f"a study has a domain '{domain}' of its own, which is built in; give that of "
-                f"{data} another name"
-            )
-        self._parts = _parts(every, self.domains)
+        self.domains = list(read.parts)
         told = {
             "base": base_name(base), "data": Path(data).name, "levels": self.levels,
             "domains": self.domains, "scale": asdict(scale), "seed": seed,
             "reader": reader and base_name(reader), "dtype": dtype,
-            "records": hash_of([[one.domain, one.split, one.prompt, one.levels] for one in every]),
+            "records": hash_of(
+                [[one.domain, one.split, one.prompt, one.levels] for one in read.whole]
+            ),
         }  # fmt: skip
         told |= {"engine": "vllm"} if engine else {}
         self.told: dict[str, Any] = _plain(told)
@@ -164,7 +139,7 @@ class Study:
         elif domain == HARMLESS:  # half of it for the judge alone
             some = list(read_records(BUILTIN, ANSWERED, HARMLESS))[split == "test" :: 2]
         else:
-            some = self._parts[domain][split]
+            some = list(self._parts[domain][split])
         most = {"train": self.scale.train, "test": self.scale.queries}.get(split)
         return some[:most]
 
@@ -306,26 +281,3 @@ class Study:
 def _plain(value: Any) -> Any:
     """As it is read back from JSON; what is no number, which JSON has no word for, is None."""
     return json.loads(json.dumps(value), parse_constant=lambda _: None)
-
-
-def _parts(records: Sequence[Record], domains: Sequence[str]) -> dict[str, dict[str, list[Record]]]:
-    """Domain -> split -> records. What comes again in the test part is not trained on.
-
-    Raises:
-        AlignvecError: a part is empty.
-    """
-    kept_apart = {prompt_hash(one.prompt) for one in records if one.split == "test"}
-    found: dict[str, dict[str, list[Record]]] = {
-        domain: {split: [] for split in SPLITS} for domain in domains
-    }
-    for one in records:
-        if one.split == "test" or prompt_hash(one.prompt) not in kept_apart:
-            found[one.domain][one.split].append(one)
-    for domain, parts in found.items():
-        for split, some in parts.items():
-            if not some:
-                raise AlignvecError(
-                    f"domain '{domain}' has no records in the {split} part (70%, 10%, 20% by a "
-                    "hash of their ids); a study needs some dozens of records a domain"
-                )
-    return found

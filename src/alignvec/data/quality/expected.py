@@ -15,7 +15,7 @@ from alignvec.errors import AlignvecError
 _COMMON_SHARE = 0.9  # a field that so many records have is one that all should have
 _RARE_SHARE = 0.01  # a domain of fewer records is a slip
 _USUAL_SHARE = 0.5
-_KNOWN_LEVELS = (LEVELS, ("unsafe", "safe"), ("rejected", "chosen"))
+KNOWN_LEVELS = (LEVELS, ("unsafe", "safe"), ("rejected", "chosen"))
 _SAMPLE = 200  # records that tell the language of a domain
 
 
@@ -96,7 +96,7 @@ def likely_levels(records: Sequence[Record]) -> tuple[str, ...]:
     """
     counts = Counter(name for record in records for name in record.levels)
     usual = [name for name in counts if counts[name] >= _USUAL_SHARE * len(records)]
-    for known in _KNOWN_LEVELS:
+    for known in KNOWN_LEVELS:
         if set(known) <= set(usual):
             return known
     return tuple(name for name in usual if _reads_as_response(name, records)) or tuple(usual)
