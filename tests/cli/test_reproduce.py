@@ -64,6 +64,12 @@ def test_a_part_is_run_and_reported_and_a_second_run_goes_on(tmp_path):
     assert "data" not in summary["missing"]
 
 
+def test_a_dry_run_counts_no_results_of_another_study(tmp_path):
+    (tmp_path / "embedded").mkdir()
+    (tmp_path / "embedded" / "study.json").write_text('{"base": "embedded", "seed": 7}')
+    assert "a study of other models" in refused("reproduce", "--dry-run", "-o", str(tmp_path))
+
+
 def test_hostile_names_stay_within_the_folder(tmp_path):
     file = tmp_path / "bad.jsonl"
     lines = [

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -150,6 +151,26 @@ def test_a_reader_that_is_not_there_is_told_before_anything_is_trained(base, dat
     with pytest.raises(AlignvecError, match="none"), study.opened():
         pass
     assert not study.out.exists()
+
+
+def test_another_model_of_the_same_name_is_told_apart(tiny, data, tmp_path):
+    """By its fingerprint, which a study of before has none of."""
+    for number in (0, 1):
+        shutil.copytree(tiny(seed=number), tmp_path / f"{number}/same")
+    one, other = (str(tmp_path / f"{number}/same") for number in (0, 1))
+    file, out = data("tea"), tmp_path / "s"
+    study = Study(one, out, TINY, file, LEVELS, reader=one)
+    with study.opened():
+        pass
+    whole = json.loads((out / "study.json").read_text())
+    for base, reader, role in ((other, one, "base"), (one, other, "reader")):
+        mixed = Study(base, out, TINY, file, LEVELS, reader=reader)
+        with pytest.raises(AlignvecError, match=f"another {role} that is called 'same'"):
+            mixed.check_folder()
+    (out / "study.json").write_text(json.dumps(study.told))
+    with study.opened():
+        pass
+    assert json.loads((out / "study.json").read_text()) == whole
 
 
 def test_a_base_that_writes_nothing_is_measured_by_the_references_bounds(base, data, tmp_path):

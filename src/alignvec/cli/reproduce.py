@@ -122,6 +122,8 @@ def reproduce(
                 dtype=dtype, device=device, seed=seed, engine=load,
             )
         )  # fmt: skip
+    for study in studies if out else ():
+        study.check_folder()  # of all of them before the first takes its hours
     if out is None or dry_run:
         _tell(studies, part, as_json)
         return

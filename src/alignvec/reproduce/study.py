@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from alignvec.base.live import open_weights
 from alignvec.base.load import Base, load_base, load_tokenizer
 from alignvec.base.source import base_name, find_base
 from alignvec.data import Record, read_records
@@ -18,13 +19,14 @@ from alignvec.data.line import Places, spaced
 from alignvec.data.sources import BUILTIN
 from alignvec.data.synthesis.chat import Chat
 from alignvec.data.words import words
-from alignvec.errors import AlignvecError, NoNumbersError
+from alignvec.errors import NoNumbersError
 from alignvec.evaluate.broken import Bounds
 from alignvec.evaluate.judge import Judge, LevelClassifier
 from alignvec.evaluate.text import reading, text_quality
 from alignvec.files import hash_of, read_object, work_folder, write_json
 from alignvec.reproduce.item import Item, Shared, Work
 from alignvec.reproduce.models import Engine, Models
+from alignvec.reproduce.note import NOTE, check_folder
 from alignvec.reproduce.records import Records
 from alignvec.reproduce.scale import Scale
 from alignvec.reproduce.subject import Subject, Turned, measured, unread
@@ -91,39 +93,28 @@ class Study:
         told |= {"engine": "vllm"} if engine else {}
         self.told: dict[str, Any] = _plain(told)
 
+    def check_folder(self) -> str | None:
+        """Make sure that what the folder holds is of this study; see `note.check_folder`."""
+        judge = self.chat.name if self.chat else None
+        return check_folder(self.out, self.told, judge, lambda: self._fingerprints)
+
+    @cached_property
+    def _fingerprints(self) -> dict[str, str]:
+        models = {"base": self.base, "reader": self._reader}
+        return {role: open_weights(one).fingerprint for role, one in models.items() if one}
+
     @contextmanager
     def opened(self) -> Iterator[Study]:
         """Hold the folder while results are written to it; then let go of the models.
 
-        A judge and a reader may come later than the first results.
-
         Raises:
-            AlignvecError: it holds another study, or what another reader or second judge read,
-                another process has it, or the reader is not to be found.
+            AlignvecError: it holds another study (`check_folder`), another process has it, or a
+                model is not to be found.
         """
-        note = self.out / "study.json"
-        earlier = read_object(note) if note.exists() else {}
-        judge = earlier.pop("judge", None)
-        if earlier and {**earlier, "reader": None} != {**self.told, "reader": None}:
-            raise AlignvecError(
-                f"{self.out} holds a study of other models, data or scale (study.json); choose "
-                "another folder"
-            )
-        reader = earlier.get("reader")
-        if reader and reader != self.told["reader"]:
-            raise AlignvecError(
-                f"{self.out} holds answers that '{reader}' read; give it as --reader, or choose "
-                "another folder"
-            )
-        if judge and self.chat and judge != self.chat.name:
-            raise AlignvecError(
-                f"{self.out} holds what the judge '{judge}' read; give that one, or another folder"
-            )
-        judge = self.chat.name if self.chat else judge
-        if self._reader:
-            find_base(self._reader)  # before anything takes its hours
+        judge = self.check_folder()
+        told = self.told | {"fingerprints": self._fingerprints}  # before anything takes its hours
         with work_folder(self.out):
-            write_json(note, {**self.told, "judge": judge} if judge else self.told)
+            write_json(self.out / NOTE, told | ({"judge": judge} if judge else {}))
             try:
                 yield self
             finally:  # the next study has models of its own
