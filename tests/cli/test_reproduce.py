@@ -64,6 +64,17 @@ def test_a_part_is_run_and_reported_and_a_second_run_goes_on(tmp_path):
     assert "data" not in summary["missing"]
 
 
+def test_what_is_there_is_reported_when_a_later_model_fails(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = [{"query": f"what is {n}?", "a": "no idea", "b": "hot tea"} for n in range(40)]
+    (tmp_path / "drinks.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    there, reader = str(tiny()), str(tiny(seed=1))
+    told = ["--part", "data", "--data", "drinks.jsonl", "--levels", "a,b", "--reader", reader]
+    models = ["--model", there, "--model", "./absent"]
+    assert "no base at './absent'" in refused("reproduce", *told, *models, "-o", "study")
+    assert "40 records" in (tmp_path / "study/report/report.md").read_text()
+
+
 def test_a_dry_run_counts_no_results_of_another_study(tmp_path):
     (tmp_path / "embedded").mkdir()
     (tmp_path / "embedded" / "study.json").write_text('{"base": "embedded", "seed": 7}')

@@ -142,6 +142,14 @@ def test_a_second_judge_reads_what_was_written(whole, base, data):
         pass
 
 
+def test_a_judge_that_is_not_there_is_told_before_anything_is_written(base, data, tmp_path):
+    with serving(lambda body, n: (404, {"error": {"message": "no such model"}})) as (url, _):
+        study = Study(base, tmp_path / "s", TINY, data, LEVELS, chat=Endpoint(url, "m", 0.0))
+        with pytest.raises(AlignvecError, match="no such model"), study.opened():
+            pass
+    assert not study.out.exists()
+
+
 def test_without_a_template_an_answer_ends_at_a_blank_line(whole, base, data, tmp_path):
     text = "So. \n\nAnd why?\n\nThat."
     assert whole.shown(text) == text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -128,11 +129,19 @@ def reproduce(
         _tell(studies, part, as_json)
         return
     from alignvec.report.study import summary, write_report
+    from alignvec.reproduce.note import NOTE
 
-    for study in studies:
-        with study.opened():
-            run(study, part)
     report = out / _REPORT
+    try:
+        for study in studies:
+            with study.opened():
+                run(study, part)
+    except Exception:  # of hours of results there is a report, whatever comes after them
+        if begun := [study.out for study in studies if (study.out / NOTE).exists()]:
+            with suppress(AlignvecError):
+                write_report(begun, report)
+                logger.warning("the report of what is there: %s", report / "report.html")
+        raise
     write_report([study.out for study in studies], report)
     if as_json:
         print_json(summary(report))

@@ -7,6 +7,7 @@ kappa. Every answer lies in a journal: a killed run goes on and pays for nothing
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
@@ -20,7 +21,7 @@ from alignvec.base.messages import Messages, as_text
 from alignvec.data import Record
 from alignvec.data.annotation.agreement import pairwise
 from alignvec.data.spectrum import SHIPPED, Spectrum, read_spectrum
-from alignvec.data.synthesis.chat import Chat, Task
+from alignvec.data.synthesis.chat import Chat, Task, UnwrittenError
 from alignvec.data.synthesis.journal import Journal
 from alignvec.data.synthesis.prompts import Prompt
 from alignvec.data.synthesis.writing import Budget, write_texts
@@ -164,6 +165,24 @@ class ChatJudge:
             answer=text.strip(),
         )
         return Task.of(messages, self._room, name=f"text {number}")
+
+
+def check_reachable(chat: Chat) -> None:
+    """Ask for one short text, which nothing is made of.
+
+    Raises:
+        AlignvecError: it is not to be had.
+    """
+
+    async def ask() -> None:
+        try:
+            await chat.complete(Task((("user", "Say yes."),), ROOM, name="a first text"))
+        except UnwrittenError as error:
+            raise AlignvecError(f"the judge {chat.name} does not answer: {error}") from error
+        finally:
+            await chat.close()
+
+    asyncio.run(ask())
 
 
 def rubric(

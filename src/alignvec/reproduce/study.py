@@ -21,6 +21,7 @@ from alignvec.data.synthesis.chat import Chat
 from alignvec.data.words import words
 from alignvec.errors import NoNumbersError
 from alignvec.evaluate.broken import Bounds
+from alignvec.evaluate.chat_judge import check_reachable
 from alignvec.evaluate.judge import Judge, LevelClassifier
 from alignvec.evaluate.text import reading, text_quality
 from alignvec.files import hash_of, read_object, work_folder, write_json
@@ -109,10 +110,12 @@ class Study:
 
         Raises:
             AlignvecError: it holds another study (`check_folder`), another process has it, or a
-                model is not to be found.
+                model is not to be found or does not answer.
         """
         judge = self.check_folder()
-        told = self.told | {"fingerprints": self._fingerprints}  # before anything takes its hours
+        if self.chat:  # now, not after hours
+            check_reachable(self.chat)
+        told = self.told | {"fingerprints": self._fingerprints}
         with work_folder(self.out):
             write_json(self.out / NOTE, told | ({"judge": judge} if judge else {}))
             try:
