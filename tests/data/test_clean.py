@@ -305,8 +305,8 @@ def test_bad_input_is_one_line(tmp_path, medical):
     (tmp_path / "utf16.jsonl").write_text(json.dumps(medical[0]), encoding="utf-16")
     write(tmp_path / "bare.jsonl", [{"id": "a", "query": "q"}])
     cases = [
-        (("absent.jsonl",), "no file"),
-        (("",), "no file"),
+        (("absent.jsonl",), "no such file"),
+        (("",), "cannot be read as a dataset"),
         (("empty.jsonl",), "holds no records"),
         (("utf16.jsonl",), "line 1: not UTF-8 text"),
         (("bare.jsonl",), "the records have no responses"),

@@ -126,8 +126,7 @@ def test_bad_input_is_one_line(tmp_path):
     good = tmp_path / "blank.jsonl"
     good.write_text('{"id": "a", "query": "q", "low": "So.", "high": " "}\n')
     for name, message in (
-        ("absent.jsonl", "no file"),
-        ("", "no file"),
+        ("absent.jsonl", "no such file"),
         ("empty.jsonl", "holds no records"),
         ("blank.jsonl", "has all its levels"),
     ):

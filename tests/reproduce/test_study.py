@@ -183,6 +183,20 @@ def test_one_domain_has_no_combinations(base, tea, tmp_path):
     assert study.result("leak/along")[0]["normalised"] == dict.fromkeys(LEVELS)
 
 
+def test_a_folder_of_data_is_told_of_as_its_file_is(base, data, tmp_path):
+    folder = tmp_path / "drinks"
+    folder.mkdir()
+    shutil.copy(data, folder / "train.jsonl")
+    found = []
+    for place, source in enumerate((data, str(folder))):
+        study = Study(base, tmp_path / f"{place}", TINY, source, LEVELS)
+        with study.opened():
+            run.run(study, ["data"])
+        found.append({name: study.result(name) for name in study.names()})
+    assert found[0] == found[1]
+    assert found[0]["data/statistics"]["records"] == 80
+
+
 def test_a_domain_too_small_to_be_split_is_refused(base, tmp_path):
     file = tmp_path / "few.jsonl"
     file.write_text("\n".join(json.dumps({"query": f"q{n}", "a": "x", "b": "y"}) for n in range(2)))

@@ -95,7 +95,7 @@ def clean(
     """Judge every line of a source. A rule for the whole set sees only what passed those before.
 
     Args:
-        source: `builtin` or a JSON Lines file.
+        source: as `read_records` takes it.
         spectra, levels: see `expected_of`.
         skip: rules to leave out; any but `schema`.
 

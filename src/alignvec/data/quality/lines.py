@@ -29,23 +29,19 @@ class Line:
 
 
 def read_lines(source: str | Path) -> list[Line]:
-    """The lines of `builtin` or of a file. What is no record breaks the rule `schema`.
+    """The lines of any source of records. What is no record breaks the rule `schema`.
 
     Of JSON Lines these are the lines; of another layout (`rows`) its rows, as JSON.
 
     Raises:
-        AlignvecError: there is no such file, or not one record in it.
+        AlignvecError: there is no such source, or not one record in it.
     """
     path = Path(source).expanduser()
-    files = [path]
-    if source == BUILTIN:
-        files = builtin_levels()
-    elif not path.is_file():
-        raise AlignvecError(f"no file '{source}'; give a .jsonl file, or '{BUILTIN}'")
     lines = []
-    for file in files:
-        if not one_a_line(file):
-            lines += [_judged(place, fields) for place, fields in rows(str(file))]
+    for file in builtin_levels() if source == BUILTIN else [path]:
+        if not file.is_file() or not one_a_line(file):
+            of = source if file is path else file
+            lines += [_judged(place, fields) for place, fields in rows(str(of))]
             continue
         with file.open("rb") as content:
             lines += [
