@@ -248,6 +248,18 @@ def test_two_studies_stand_side_by_side(tmp_path):
     assert any("made-up-1M (second)" in one for one in twice.said)
 
 
+def test_a_second_judge_that_told_nothing_has_no_rates(tmp_path):
+    told = {"texts": 8, "told": 3, "unreadable": 2, "refused": 1, **measured(LEVELS, 1.0)}
+    silent = told | {"told": 0, "refused": 16}
+    found = {"judging/single/legal/along/0": told, "judging/single/legal/along/1": silent}
+    write_report([write_study(tmp_path / "in", found)], tmp_path / "out")
+    with (tmp_path / "out/tables/judging.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["told alike"] for row in rows] == ["3", "0"]
+    assert [row["answers: refused"] for row in rows] == ["1", "16"]
+    assert [bool(row["judged: expert"]) for row in rows] == [True, False]
+
+
 def test_verdicts_follow_from_what_was_measured(tmp_path, whole):
     found = verdicts(whole)
     ours, theirs = ("ours, along the knob", "the paper's, one end")

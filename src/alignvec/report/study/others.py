@@ -84,20 +84,27 @@ def judging(study: Results) -> Iterator[Block]:
             rows.append(
                 {
                     ("", "of"): f"{name}/{level}".rstrip("/"),
+                    ("", "texts"): at(one, "texts"),
+                    ("", "told alike"): at(one, "told"),
                     **{
                         ("judged", of): share(
                             at(one, "judged", "rate", of), at(one, "judged", "interval", of)
                         )
+                        if at(one, "told") != 0  # else the rates are those of no verdict
+                        else None
                         for of in study.levels
                     },
                     ("kappa", "of both orders"): real(at(one, "orders", "value")),
                     ("kappa", "with the classifier"): real(at(one, "with_classifier", "value")),
-                    ("", "unreadable"): at(one, "unreadable"),
+                    ("answers", "unreadable"): at(one, "unreadable"),
+                    ("answers", "refused"): at(one, "refused"),
                 }
             )
     if rows:
         judge = study.told.get("judge")
-        note = f"The judge is {printable(str(judge))}." if judge else ""
+        note = f"The judge is {printable(str(judge))}. " if judge else ""
+        note += "Told alike are the texts that have one level in both orders; of each two answers "
+        note += "are wanted."
         yield Table("judging", "What a second judge reads", rows, note)
 
 
