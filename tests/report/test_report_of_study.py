@@ -248,6 +248,16 @@ def test_two_studies_stand_side_by_side(tmp_path):
     assert any("made-up-1M (second)" in one for one in twice.said)
 
 
+def test_studies_of_one_model_in_folders_of_one_name_are_counted(tmp_path):
+    some = {"training/along-bank": {"pairs": 3}}
+    runs = [write_study(tmp_path / name / "same", some) for name in "abc"]
+    report_of(tmp_path / "out", *runs)
+    told = json.loads((tmp_path / "out/report.json").read_text())
+    tables = {name: rows for part in told["sections"] for name, rows in part["tables"].items()}
+    names = ["made-up-1M (same)", "made-up-1M (same) 2", "made-up-1M (same) 3"]
+    assert [row["model"] for row in tables["training"]] == names
+
+
 def test_a_second_judge_that_told_nothing_has_no_rates(tmp_path):
     told = {"texts": 8, "told": 3, "unreadable": 2, "refused": 1, **measured(LEVELS, 1.0)}
     silent = told | {"told": 0, "refused": 16}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,11 +120,20 @@ def summary(report: Path) -> dict[str, Any]:
 
 
 def _told_apart(studies: list[Results]) -> list[Results]:
-    """Two studies of one model have their folders' names with it."""
+    """Two studies of one model have their folders' names with it, and a number where these are
+    alike as well.
+    """
     names = [one.model for one in studies]
+    taken: set[str] = set()
     for one in studies:
         if names.count(one.model) > 1:
             one.model = f"{one.model} ({one.folder.name})"
+        name = one.model
+        for number in itertools.count(2):
+            if one.model not in taken:
+                break
+            one.model = f"{name} {number}"
+        taken.add(one.model)
     return studies
 
 
