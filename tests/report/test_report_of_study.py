@@ -270,6 +270,19 @@ def test_a_second_judge_that_told_nothing_has_no_rates(tmp_path):
     assert [bool(row["judged: expert"]) for row in rows] == [True, False]
 
 
+def test_answers_are_shown_as_they_were_written_but_for_what_acts(tmp_path):
+    kept = "10\u00a0km, \u0645\u06cc\u200c\u062e\u0648, \u3000"
+    acting = "\u202eabc\u2066\x1b\ue000\u200f"
+    found = {name: one for name, one in results(query=f"{kept}{acting}{{n}}").items()
+             if name.startswith(("base", "single"))}  # fmt: skip
+    report_of(tmp_path / "out", write_study(tmp_path / "in", found))
+    for name in ("report.html", "report.md"):
+        told = (tmp_path / "out" / name).read_text("utf-8")
+        assert kept in told
+        assert not (set(acting) - set("abc")) & set(told)
+        assert "u202eabc" in told
+
+
 def test_verdicts_follow_from_what_was_measured(tmp_path, whole):
     found = verdicts(whole)
     ours, theirs = ("ours, along the knob", "the paper's, one end")

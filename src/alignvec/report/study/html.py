@@ -7,7 +7,6 @@ from html import escape
 from importlib import resources
 from itertools import groupby
 
-from alignvec.errors import printable
 from alignvec.report.study.document import (
     LONG,
     SMALL,
@@ -22,6 +21,7 @@ from alignvec.report.study.document import (
     Verdict,
     written,
 )
+from alignvec.report.study.shown import shown
 
 # A page that may load nothing and run nothing, whatever stands in it.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -58,7 +58,7 @@ Drawn = Mapping[str, Sequence[str]]
 
 
 def _text(text: str) -> str:
-    return escape(printable(text))
+    return escape(shown(text))
 
 
 def _section(section: Section, drawn: Drawn) -> str:
@@ -97,8 +97,8 @@ def _samples(block: Samples) -> Iterator[str]:
         yield f'<details open><summary><span class="tag">{_text(one.title)}</span> '
         yield f"{_lines(one.query)}</summary><dl>"
         for label, answer in one.answers:
-            shown = _lines(answer) if answer.strip() else '<span class="lacks">(empty)</span>'
-            yield f"<dt>{_text(label)}</dt><dd>{shown}</dd>"
+            said = _lines(answer) if answer.strip() else '<span class="lacks">(empty)</span>'
+            yield f"<dt>{_text(label)}</dt><dd>{said}</dd>"
         yield "</dl></details>"
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from alignvec.errors import printable
 from alignvec.report.study.document import LONG, Block, Chart, Column, Section, Table, written
+from alignvec.report.study.shown import shown
 
 # What would be mark-up anywhere, at a word's edge, or at a line's start.
 _SPECIAL = re.compile(r"[\\`*\[\]|~$]|(?<!\w)_|_(?!\w)|^[#+\-=]")
@@ -71,7 +71,7 @@ def _row(cells: Sequence[str]) -> str:
 
 def _text(text: str) -> str:
     """Text as it stands: no mark-up, no HTML, one line."""
-    escaped = _SPECIAL.sub(lambda found: f"\\{found[0]}", printable(text))
+    escaped = _SPECIAL.sub(lambda found: f"\\{found[0]}", shown(text))
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
