@@ -12,8 +12,10 @@ from alignvec.errors import AlignvecError
 from alignvec.report.study import write_report
 from alignvec.report.study.claims import claims_table
 from alignvec.report.study.document import Share, Verdict
+from alignvec.report.study.lines import rate_panel
 from alignvec.report.study.paper import CLAIMS
 from alignvec.report.study.results import Results, difference, reached
+from alignvec.report.study.svg import svg
 from alignvec.report.study.verdicts import above_zero, deciding, in_every
 from alignvec.report.study.write import PARTS
 
@@ -281,6 +283,11 @@ def test_answers_are_shown_as_they_were_written_but_for_what_acts(tmp_path):
         assert kept in told
         assert not (set(acting) - set("abc")) & set(told)
         assert "u202eabc" in told
+
+
+def test_a_name_that_begins_with_a_line_is_in_the_legend():
+    line = ("_low", "judged", "#336699", [(0.0, Share(0.5, 0.4, 0.6)), (1.0, Share(0.6, 0.5, 0.7))])
+    assert "_low, judged" in svg(rate_panel("t", [line]), "t")
 
 
 def test_verdicts_follow_from_what_was_measured(tmp_path, whole):

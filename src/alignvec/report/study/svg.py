@@ -29,6 +29,7 @@ _ID = re.compile(r'(\bid="|href="#|url\(#)')
 _OPENING = re.compile(r"<svg\b[^>]*>")
 _SIZE = re.compile(r' width="[\d.]+pt"| height="[\d.]+pt"')
 _WHITE = '<rect width="100%" height="100%" fill="white"/>'
+_NO_SPACE = "\u200b"
 _LONGEST = 28  # characters of a name in a figure
 
 
@@ -57,7 +58,9 @@ def for_page(text: str) -> str:
 def named(text: str, most: int = _LONGEST) -> str:
     """A name as a figure shows it: one line, not too long."""
     shown = printable(text)
-    return shown if len(shown) <= most else shown[: most - 1] + "…"
+    shown = shown if len(shown) <= most else shown[: most - 1] + "…"
+    # What begins with _ matplotlib leaves out of a legend.
+    return f"{_NO_SPACE}{shown}" if shown.startswith("_") else shown
 
 
 def legend(axes: Axes, columns: int = 2) -> None:
