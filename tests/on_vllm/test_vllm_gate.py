@@ -202,21 +202,22 @@ if __name__ == "__main__":
     with engines.environment(made):
         llm = engines.engine(made, tensor_parallel_size=2)
         answers = engines.written(llm, json.loads(sys.argv[3]), [one or None for one in settings])
-    print("\\n" + json.dumps([list(answer.outputs[0].token_ids) for answer in answers]))
+    tokens = [list(answer.outputs[0].token_ids) for answer in answers]
+    Path(sys.argv[4]).write_text(json.dumps(tokens))  # workers print at their end, too
 """
 
 
 def test_two_tensor_parallel_processes(made, folded, tmp_path):
-    script = tmp_path / "parallel.py"
+    script, out = tmp_path / "parallel.py", tmp_path / "answers.json"
     script.write_text(PARALLEL)
     paths = json.dumps({name: str(path) for name, path in made.items()})
     environment = engines.for_processes(VLLM_CPU_OMP_THREADS_BIND="0|1")
     done = subprocess.run(
-        [sys.executable, script, paths, json.dumps(SETTINGS), json.dumps(PROMPTS)],
+        [sys.executable, script, paths, json.dumps(SETTINGS), json.dumps(PROMPTS), out],
         env=environment, capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    answers = json.loads(done.stdout.splitlines()[-1])
+    answers = json.loads(out.read_text())
     for prompt, setting, tokens in zip(PROMPTS, SETTINGS, answers, strict=True):
         folded.check(prompt, setting, tokens)
 
