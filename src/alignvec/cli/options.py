@@ -101,7 +101,9 @@ MaybeSpectrum = Annotated[
 DataArgument = Annotated[
     str,
     typer.Argument(
-        metavar="DATA", help="'builtin' or a file (.jsonl, .json, .csv, .tsv, .parquet)."
+        metavar="DATA",
+        help="'builtin', a file (.jsonl, .json, .csv, .tsv, .parquet), a dataset folder, or a hub "
+        "dataset id.",
     ),
 ]
 Spectra = Annotated[
