@@ -68,9 +68,8 @@ class Engine:
         check_streams(model.tokenizer)
         self.model = model
         self.max_rows, self.max_waiting = max_rows, max_waiting
-        config = model.model.config.get_text_config()
         # Positions that are scaled by the longest row would make rows depend on each other.
-        limits = getattr(config, "max_position_embeddings", None), scaled_beyond(model.model)
+        limits = model.context, scaled_beyond(model.model)
         self.context = int(min(2**20, *filter(None, limits)))
         model.set({})
         self.cells = max_rows * min(self.context, _LONG)
