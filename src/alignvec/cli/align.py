@@ -18,6 +18,7 @@ from alignvec.cli.options import (
     Out,
     Overwrite,
     Split,
+    seed_option,
 )
 from alignvec.cli.output import print_json, print_table
 from alignvec.cli.taught import held_out, passes_over, places_of, records_by_knob
@@ -160,7 +161,7 @@ def align(
     answers: Answers = 8,
     seed: Annotated[
         int,
-        typer.Option(min=0, max=2**32 - 1, help="Order of the queries and start of the adapter."),
+        seed_option("Order of the queries and start of the adapter."),
     ] = 0,
     dtype: Dtype = None,
     device: Device = None,

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from alignvec.cli.inputs import levels_of
-from alignvec.cli.options import AsJson, Domain, LevelNames, MaybeSpectrum, Overwrite, check_folder
+from alignvec.cli.options import (
+    AsJson,
+    Domain,
+    LevelNames,
+    MaybeSpectrum,
+    Overwrite,
+    check_folder,
+    seed_option,
+)
 from alignvec.cli.output import print_json, print_table
 from alignvec.errors import AlignvecError
 
@@ -47,7 +55,7 @@ def annotate(
         bool,
         typer.Option("--stratified/--random", help="Of the limit, as many of each domain or not."),
     ] = True,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the choice of records.")] = 0,
+    seed: Annotated[int, seed_option("Of the choice of records.")] = 0,
     exports: Annotated[
         list[str],
         typer.Option(
@@ -135,7 +143,7 @@ def agreement(
     ] = None,
     spectrum: MaybeSpectrum = None,
     levels: LevelNames = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the bootstrap.")] = 0,
+    seed: Annotated[int, seed_option("Of the bootstrap.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """How far the annotators agree, with each other and with the intended level.

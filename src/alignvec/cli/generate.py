@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from alignvec.cli.inputs import knob_model
-from alignvec.cli.options import AnyBase, AsJson, BaseArgument, Device, Dtype, Vectors
+from alignvec.cli.options import AnyBase, AsJson, BaseArgument, Device, Dtype, Vectors, seed_option
 from alignvec.cli.output import print_json, written
 
 app = typer.Typer()
@@ -33,7 +33,7 @@ def generate(
     ] = [],  # noqa: B006
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the answer.")] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the sampling.")] = 0,
+    seed: Annotated[int, seed_option("Seed of the sampling.")] = 0,
     mode: Annotated[
         str,
         typer.Option(

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from alignvec.errors import AlignvecError
+
+_RECORDS = (
+    "'builtin', a file (.jsonl, .json, .csv, .tsv, .parquet), a dataset folder, or a hub "
+    "dataset id."
+)
+
+
+def seed_option(told: str) -> Any:
+    """A seed that every library takes; `told` says of what."""
+    return typer.Option(min=0, max=2**32 - 1, help=told)
+
 
 BaseArgument = Annotated[
     str,
@@ -23,10 +34,7 @@ Vectors = Annotated[
 ]
 Data = Annotated[
     str,
-    typer.Option(
-        help="'builtin', a file (.jsonl, .json, .csv, .tsv, .parquet), a dataset folder, or a hub "
-        "dataset id."
-    ),
+    typer.Option(help=_RECORDS),
 ]
 Levels = Annotated[
     str | None,
@@ -100,11 +108,7 @@ MaybeSpectrum = Annotated[
 ]
 DataArgument = Annotated[
     str,
-    typer.Argument(
-        metavar="DATA",
-        help="'builtin', a file (.jsonl, .json, .csv, .tsv, .parquet), a dataset folder, or a hub "
-        "dataset id.",
-    ),
+    typer.Argument(metavar="DATA", help=_RECORDS),
 ]
 Spectra = Annotated[
     list[str],
@@ -138,7 +142,7 @@ STATE = Path("alignvec-serve.sqlite")
 
 def check_apart(out: Path, *inputs: str) -> None:
     """Refuse to write over what is read."""
-    paths = [Path(source).expanduser() for source in inputs]  # behind KNOB= no shell did
+    paths = [Path(source).expanduser() for source in inputs]
     if any(path.exists() and out.exists() and out.samefile(path) for path in paths):
         raise AlignvecError(f"{out} is also an input; choose another name")
 

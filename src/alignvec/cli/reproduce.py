@@ -19,6 +19,7 @@ from alignvec.cli.options import (
     Engine,
     EngineArgs,
     LevelNames,
+    seed_option,
 )
 from alignvec.cli.output import print_json, print_table
 from alignvec.errors import AlignvecError, check_known
@@ -70,7 +71,7 @@ def reproduce(
         ),
     ] = None,
     endpoint: EndpointOption = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of training.")] = 0,
+    seed: Annotated[int, seed_option("Of training.")] = 0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="What would run, where, and how long it may take.")
     ] = False,

@@ -31,6 +31,7 @@ from alignvec.cli.options import (
     Overwrite,
     Split,
     Vectors,
+    seed_option,
 )
 from alignvec.cli.output import print_json, print_table
 from alignvec.errors import AlignvecError
@@ -89,9 +90,7 @@ def search(
             "--front", help="Of one target: also what it costs in abilities to have less of it."
         ),
     ] = False,
-    seed: Annotated[
-        int, typer.Option(min=0, max=2**32 - 1, help="Of the points that are visited.")
-    ] = 0,
+    seed: Annotated[int, seed_option("Of the points that are visited.")] = 0,
     any_base: AnyBase = False,
     dtype: Dtype = None,
     device: Device = None,

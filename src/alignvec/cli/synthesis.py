@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from alignvec.cli.options import AsJson, EndpointOption, Out, Overwrite, SpectrumOption
+from alignvec.cli.options import AsJson, EndpointOption, Out, Overwrite, SpectrumOption, seed_option
 from alignvec.cli.output import print_json
 from alignvec.errors import AlignvecError
 
@@ -70,7 +70,7 @@ def personas(
     create: Annotated[
         int, typer.Option(min=0, help="So many new ones, unlike those there are (CreatePersona).")
     ] = 0,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of all random choices.")] = 0,
+    seed: Annotated[int, seed_option("Of all random choices.")] = 0,
     model: Model = "embedded",
     endpoint: EndpointOption = None,
     temperature: Temperature = 0.9,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from alignvec.cli.inputs import source_name, vectors_and_settings
+from alignvec.cli.inputs import source_name, vector_sources, vectors_and_settings
 from alignvec.cli.options import (
     AnyBase,
     AsJson,
@@ -20,6 +20,7 @@ from alignvec.cli.options import (
     VectorArgument,
     Vectors,
     check_apart,
+    seed_option,
 )
 from alignvec.cli.output import print_json, print_table, written
 from alignvec.errors import AlignvecError
@@ -178,7 +179,7 @@ def fold(
     density: Annotated[
         float, typer.Option(help="Share of a vector's entries that ties and dare keep.")
     ] = 0.5,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of what dare drops.")] = 0,
+    seed: Annotated[int, seed_option("Of what dare drops.")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """A checkpoint of the base with its knobs turned, for tools that know no knobs.
@@ -192,7 +193,7 @@ def fold(
     from alignvec.vector.merge import Merge
 
     merge = Merge(combine, density, seed)
-    check_apart(out, base, *(text.partition("=")[2] for text in vector))
+    check_apart(out, base, *vector_sources(vector).values())
     check_free(out, overwrite)
     vectors, settings = vectors_and_settings(vector, setting)
     if len(settings) != 1 or not vectors:
